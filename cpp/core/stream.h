@@ -1,0 +1,48 @@
+// Stream and Event: opaque handles owned by a backend, wrapped for RAII. On the CPU both are empty:
+// kernels run to completion inside the call.
+#pragma once
+
+#include "core/device.h"
+
+namespace trivium {
+
+struct StreamHandle;  // owned by the backend
+struct EventHandle;
+
+class Event;
+
+class Stream {
+ public:
+  explicit Stream(Device device);   // a new stream on `device`
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  Device device() const { return device_; }
+  StreamHandle* handle() const { return handle_; }
+  void synchronize();               // blocks the host until all work queued so far is done
+  void wait(const Event& event);    // later work on this stream starts after the event
+
+ private:
+  Device device_;
+  StreamHandle* handle_ = nullptr;
+};
+
+class Event {
+ public:
+  explicit Event(Device device);
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void record(Stream& stream);
+  void synchronize();
+  EventHandle* handle() const { return handle_; }
+  Device device() const { return device_; }
+
+ private:
+  Device device_;
+  EventHandle* handle_ = nullptr;
+};
+
+}  // namespace trivium
