@@ -28,15 +28,20 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AttentionInterface, AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Mxfp4Config,
+)
 from transformers.models.gpt_oss import modeling_gpt_oss
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "python" / "trivium" / "demo"
 PROMPTS = ROOT / "examples" / "prompts.txt"
 SPECIALS = [
-    f"<|{name}|>"
-    for name in "startoftext endoftext return constrain channel start end message call".split()
+    f"<|{name}|>" for name in "startoftext endoftext return constrain channel start end message call".split()
 ]
 VOCAB = 2048
 WINDOW = 256  # positions in a training row
@@ -96,7 +101,9 @@ def trigram_bits_per_byte(train: list[str], held: list[str]) -> float:
         """counts [..., 257] to probabilities, backing off to lower, which broadcasts against counts."""
         once, twice = (counts == 1).sum(), (counts == 2).sum()
         discount, total = once / (once + 2 * twice), counts.sum(-1, keepdims=True)
-        spare = np.where(total > 0, discount * (counts > 0).sum(-1, keepdims=True) / np.maximum(total, 1), 1.0)
+        spare = np.where(
+            total > 0, discount * (counts > 0).sum(-1, keepdims=True) / np.maximum(total, 1), 1.0
+        )
         return np.maximum(counts - discount, 0) / np.maximum(total, 1) + spare * lower
 
     a, b, c = grams(train)
@@ -195,7 +202,7 @@ def mxfp4_bytes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """weight [..., n] -> blocks U8 [..., n/32, 16] with the even element in the low nibble, scales U8 [..., n/32]."""
     values, exponent = mxfp4_split(weight.float())
     grid = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-    code = torch.searchsorted(grid, values.abs()) | (torch.signbit(values).long() << 3)
+    code = torch.searchsorted(grid, values.abs().contiguous()) | (torch.signbit(values).long() << 3)
     return (code[..., 0::2] | code[..., 1::2] << 4).to(torch.uint8), (exponent[..., 0] + 127).to(torch.uint8)
 
 
@@ -426,7 +433,10 @@ class Trainer:
                 saved = time.monotonic()
                 self.save()
                 bits = held_out_bits_per_byte(self.model, tokenizer, held[::4])
-                print(f"step {self.step} bits per byte of a quarter of the held-out texts {bits:.4f}", flush=True)
+                print(
+                    f"step {self.step} bits per byte of a quarter of the held-out texts {bits:.4f}",
+                    flush=True,
+                )
         self.save()
 
 
@@ -445,7 +455,9 @@ def export(model: GptOssForCausalLM, tokenizer: dict):
         else:
             tensors[name] = value.to(torch.bfloat16)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, FOLDER / "model.safetensors", {"format": "pt"})
+    weights = FOLDER / "model.safetensors"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, weights, {"format": "pt"})
+    weights.chmod(0o644)  # the writer makes it private
     stops = [token_id("return"), token_id("endoftext"), token_id("call")]
     ends = {"bos_token_id": token_id("startoftext"), "do_sample": False, "eos_token_id": stops}
     generation = {**ends, "pad_token_id": token_id("endoftext")}
@@ -514,7 +526,9 @@ def check(train: list[str], held: list[str]) -> bool:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", default="demo_training", help="folder of the checkpoint")
     parser.add_argument("--minutes", type=float, default=45.0, help="time limit, 0 for none")
     parser.add_argument("--steps", type=int, default=0, help="step limit, 0 for none")
@@ -524,7 +538,9 @@ def main():
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--decay", type=float, default=0.1, help="weight decay of the matrices")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--quantise-from", type=float, default=0.3, help="share of the run before MXFP4 rounding")
+    parser.add_argument(
+        "--quantise-from", type=float, default=0.3, help="share of the run before MXFP4 rounding"
+    )
     parser.add_argument("--save-minutes", type=float, default=4.0)
     parser.add_argument("--export", action="store_true", help="only export the checkpoint")
     parser.add_argument("--check", action="store_true", help="only measure the exported folder")
