@@ -23,8 +23,7 @@ struct Request {
 };
 
 enum class FinishReason { stop, length, error, cancelled };
-const char* name_of(FinishReason reason);                       // "stop", "length", ...
-bool parse_finish_reason(const char* name, FinishReason* out);  // false when `name` is none of them
+const char* name_of(FinishReason reason);  // "stop", "length", ...
 
 struct Result {
   std::vector<int32_t> tokens;      // generated ids, the stop id included
@@ -33,6 +32,11 @@ struct Result {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;    // = tokens.size()
   std::string error;                // one sentence when finish_reason is error
+};
+
+struct StreamPiece {
+  int32_t token = -1;               // -1: no new token, only text that was held back until the end
+  std::string text;                 // whole UTF-8 characters; empty while a character or stop string is open
 };
 
 }  // namespace trivium::getp

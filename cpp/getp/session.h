@@ -19,6 +19,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/cancel.h"
@@ -46,11 +47,6 @@ struct GenerateCallbacks {
   std::function<void(size_t index, const Result& result)> on_result;  // as soon as a request ends
   std::function<void(const EngineProgress&)> on_progress;             // after every step
   // A callback that throws withdraws all requests of its generate() call; the exception leaves generate().
-};
-
-struct StreamPiece {
-  int32_t token = -1;               // -1: no new token, only text that was held back until the end
-  std::string text;                 // whole UTF-8 characters; empty while a character or stop string is open
 };
 
 class TokenStream;

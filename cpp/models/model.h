@@ -14,6 +14,7 @@
 #include "core/device.h"
 #include "core/dtype.h"
 #include "core/tensor.h"
+#include "io/safetensors.h"
 
 namespace trivium {
 
@@ -30,6 +31,7 @@ struct LoadOptions {
   Precision precision = Precision::automatic;
   std::string tokenizer_path;                      // empty: the model folder's own
   bool load_tokenizer = true;
+  io::LoadMode load_mode = io::LoadMode::automatic;  // getp --load
   bool check_weights = true;                       // scans for NaN/Inf in dense weights and bad MXFP4 scales
   // Called now and then while loading with (bytes done, bytes in all).
   std::function<void(int64_t, int64_t)> on_progress;
@@ -78,6 +80,9 @@ class SequenceStates {
   // preempts another sequence. Growing keeps what is there.
   virtual bool reserve(int slot, int64_t length) = 0;
   virtual void release(int slot) = 0;                  // forgets the sequence; the slot is free again
+  // Makes the released slot `to` a copy of slot `from`; both then grow apart. False when memory is exhausted
+  // or the model cannot: `to` stays released. Lets a chat keep the state of its prompt while it generates.
+  virtual bool copy(int /*from*/, int /*to*/) { return false; }
   virtual int64_t bytes() const = 0;                   // allocated in all
   virtual int num_slots() const = 0;
   // Whether one sequence of `length` fits when all other slots are empty.
