@@ -1,0 +1,61 @@
+// What the binding files share. One file per class; none holds logic beyond argument conversion.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <optional>
+
+#include "core/tensor.h"
+
+namespace trivium::python {
+
+namespace py = pybind11;
+
+void register_errors(py::module_& m);
+void register_log(py::module_& m);
+void register_tensor(py::module_& m);
+void register_tokenizer(py::module_& m);
+void register_engine(py::module_& m);
+void register_ops(py::module_& m);
+void register_system(py::module_& m);
+
+inline constexpr std::array kAllDtypes = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::f64,
+                                          Dtype::i64, Dtype::i32,  Dtype::i16, Dtype::i8,
+                                          Dtype::u8,  Dtype::u16,  Dtype::u32, Dtype::boolean};
+
+// False once the interpreter is shutting down: then Python objects are left alone.
+bool interpreter_alive();
+
+// "float32", np.float32, np.dtype("f4"), torch.float32, ... InvalidArgument otherwise.
+Dtype dtype_from_python(const py::handle& value);
+
+// A Tensor over any array: a Tensor itself, an object with __dlpack__, the buffer protocol, else whatever
+// numpy makes of it. copy: true = always, false = never (BufferError when that is impossible), none = when
+// needed.
+Tensor tensor_from_python(const py::handle& value, std::optional<bool> copy = std::nullopt);
+
+// A contiguous copy on the same device; and the same storage read as another dtype of the same size.
+Tensor deep_copy(const Tensor& tensor);
+Tensor retyped(const Tensor& tensor, Dtype dtype);
+
+// Parameter type of the ops: accepts what tensor_from_python accepts.
+struct ArrayLike {
+  Tensor tensor;
+};
+
+}  // namespace trivium::python
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<trivium::python::ArrayLike> {
+  PYBIND11_TYPE_CASTER(trivium::python::ArrayLike, const_name("typing.Any"));
+  bool load(handle source, bool) {
+    if (source.is_none()) return false;
+    value.tensor = trivium::python::tensor_from_python(source);
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail

@@ -1,0 +1,46 @@
+// What the machine and this build offer.
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "core/parallel.h"
+#include "core/registry.h"
+
+namespace trivium::python {
+namespace {
+
+py::list backends() {
+  std::vector<BackendReport> reports;
+  {
+    const py::gil_scoped_release release;
+    reports = backend_report();
+  }
+  py::list out;
+  for (const BackendReport& r : reports) {
+    py::dict row;
+    row["name"] = r.name;
+    row["loaded"] = r.loaded;
+    row["file"] = r.file;
+    row["reason"] = r.reason;
+    py::list devices;
+    for (const DeviceProperties& d : r.devices)
+      devices.append(py::str(std::string(d.name) + " (" + d.arch + ")"));
+    row["devices"] = devices;
+    out.append(row);
+  }
+  return out;
+}
+
+}  // namespace
+
+void register_system(py::module_& m) {
+  m.def("backends", backends, "Each backend: name, loaded, file, reason it is not loaded, devices.");
+  m.def(
+      "build_id", [] { return build_id(); }, "Version and commit of the native library.");
+  m.def("cpu_level", cpu_level,
+        "Instruction set of the CPU kernels: \"avx512-bf16\", \"avx2\" or \"scalar\".");
+  m.def("num_threads", num_threads, "CPU threads used by kernels.");
+  m.def("set_num_threads", set_num_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>(),
+        "Sets the number of CPU threads; 0 restores the default.");
+}
+
+}  // namespace trivium::python
