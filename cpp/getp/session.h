@@ -30,15 +30,15 @@
 namespace trivium::getp {
 
 struct EngineOptions {
-  int batch_size = 0;               // most sequences at once; 0: up to 32, as memory allows
-  int64_t max_step_tokens = 256;    // prefill tokens in one step, beside one token of each decoding sequence
-  std::optional<Dtype> kv_dtype;    // unset: the model's default
-  int64_t budget_bytes = 0;         // memory for sequence states; 0: 80 % of what is free
+  int batch_size = 0;             // most sequences at once; 0: up to 32, as memory allows
+  int64_t max_step_tokens = 256;  // prefill tokens in one step, beside one token of each decoding sequence
+  std::optional<Dtype> kv_dtype;  // unset: the model's default
+  int64_t budget_bytes = 0;       // memory for sequence states; 0: 80 % of what is free
 };
 
 struct EngineProgress {
   int64_t requests_done = 0, requests = 0;
-  int64_t prompt_tokens = 0;        // processed so far, of this generate() call
+  int64_t prompt_tokens = 0;  // processed so far, of this generate() call
   int64_t generated_tokens = 0;
 };
 
@@ -54,7 +54,7 @@ class TokenStream;
 class Engine {
  public:
   explicit Engine(std::shared_ptr<Model> model, EngineOptions options = {});
-  ~Engine();                        // after the last call returned and the last TokenStream is gone
+  ~Engine();  // after the last call returned and the last TokenStream is gone
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
@@ -83,7 +83,7 @@ class Engine {
 
 class TokenStream {
  public:
-  ~TokenStream();                   // withdraws the request if it is still running; never waits
+  ~TokenStream();  // withdraws the request if it is still running; never waits
   TokenStream(const TokenStream&) = delete;
   TokenStream& operator=(const TokenStream&) = delete;
 
@@ -106,15 +106,16 @@ class TokenStream {
 Request text_request(const Model& model, std::string_view prompt);
 
 // A conversation rendered as harmony, ready to generate the assistant's next message: stop ids are the
-// model's and <|return|>, <|call|>; keep_state is set. InvalidArgument when the tokenizer has no harmony tokens.
+// model's and <|return|>, <|call|>; keep_state is set. InvalidArgument when the tokenizer has no harmony
+// tokens.
 Request chat_request(const Model& model, const std::vector<io::HarmonyMessage>& messages,
                      const io::HarmonyOptions& options = {});
 
 // An assistant's answer taken apart. Never throws on what the model wrote.
 struct ChatReply {
-  std::string text;                            // final channel, joined
-  std::string analysis;                        // analysis channel, joined
-  std::vector<io::HarmonyMessage> messages;    // everything, tool calls included
+  std::string text;                          // final channel, joined
+  std::string analysis;                      // analysis channel, joined
+  std::vector<io::HarmonyMessage> messages;  // everything, tool calls included
 };
 ChatReply parse_chat_reply(const Model& model, std::span<const int32_t> generated);
 

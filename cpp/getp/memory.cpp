@@ -1,0 +1,67 @@
+#include "getp/memory.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "core/registry.h"
+
+namespace trivium::getp {
+
+int64_t free_memory(Device device) { return device_properties(device).free_bytes; }
+
+std::string format_bytes(int64_t bytes) {
+  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  double value = static_cast<double>(bytes);
+  int unit = 0;
+  for (; value >= 1024 && unit < 4; ++unit) value /= 1024;
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
+  return text;
+}
+
+MemoryPlan plan_memory(const Model& model, const MemoryRequest& request) {
+  MemoryPlan plan;
+  plan.free_bytes = free_memory(model.info().device);
+  const int64_t budget = request.budget_bytes > 0 ? request.budget_bytes : plan.free_bytes / 10 * 8;
+  plan.states = {.num_slots = request.batch_size,
+                 .max_length = request.max_length,
+                 .max_step_tokens = request.max_step_tokens,
+                 .kv_dtype = request.kv_dtype,
+                 .budget_bytes = 0};
+  if (request.batch_size == 0) {
+    plan.states.num_slots = kAutoBatch;
+    if (request.max_requests > 0)
+      plan.states.num_slots = static_cast<int>(std::min<int64_t>(kAutoBatch, request.max_requests));
+  }
+  plan.wanted_bytes = model.state_bytes(plan.states);
+  plan.planned_bytes = plan.wanted_bytes;
+  if (plan.wanted_bytes <= budget) return plan;
+  StateOptions one = plan.states;
+  one.num_slots = 1;
+  const int64_t least = model.state_bytes(one);
+  if (least > budget)
+    throw OutOfMemory(concat("one sequence of ", request.max_length, " positions needs ", format_bytes(least),
+                             " of cache beside ", format_bytes(model.info().weight_bytes), " of weights; ",
+                             model.info().device, " has ", format_bytes(plan.free_bytes), " free of which ",
+                             format_bytes(budget), " may be used: lower --steps or --max-tokens"));
+  // Fewer slots when the batch size is ours to choose; else the slots share what there is.
+  if (request.batch_size == 0) {
+    while (plan.states.num_slots > 1 && model.state_bytes(plan.states) > 2 * budget)
+      plan.states.num_slots /= 2;
+    plan.wanted_bytes = model.state_bytes(plan.states);
+  }
+  plan.planned_bytes = std::min(plan.wanted_bytes, budget);
+  if (plan.wanted_bytes > budget) plan.states.budget_bytes = budget;
+  return plan;
+}
+
+std::string describe(const Model& model, const MemoryPlan& plan) {
+  std::string text = concat("memory: weights ", format_bytes(model.info().weight_bytes), ", cache ",
+                            format_bytes(plan.planned_bytes));
+  if (plan.planned_bytes < plan.wanted_bytes)
+    text += concat(" of ", format_bytes(plan.wanted_bytes), " (sequences will take turns)");
+  return text + concat(" (batch ", plan.states.num_slots, ", ", plan.states.max_length, " positions, ",
+                       plan.states.kv_dtype, "), ", format_bytes(plan.free_bytes), " free");
+}
+
+}  // namespace trivium::getp

@@ -1,0 +1,38 @@
+// How many sequences fit: sizes of the states against the memory that is free.
+#pragma once
+
+#include <string>
+
+#include "models/model.h"
+
+namespace trivium::getp {
+
+struct MemoryRequest {
+  int batch_size = 0;             // 0: automatic
+  int64_t max_requests = 0;       // an automatic batch is not larger than this; 0: no such limit
+  int64_t max_length = 0;         // longest sequence, prompt + generated
+  int64_t max_step_tokens = 256;  // prompt tokens in a step
+  Dtype kv_dtype = Dtype::f32;
+  int64_t budget_bytes = 0;  // 0: 80 % of what is free
+};
+
+struct MemoryPlan {
+  StateOptions states;       // for Scheduler
+  int64_t wanted_bytes = 0;  // so that every slot can hold max_length
+  int64_t planned_bytes =
+      0;  // what will be allocated: less when memory is short, then sequences are preempted
+  int64_t free_bytes = 0;
+};
+
+inline constexpr int kAutoBatch = 32;
+
+int64_t free_memory(Device device);
+
+// OutOfMemory with the numbers when not even one sequence fits.
+MemoryPlan plan_memory(const Model& model, const MemoryRequest& request);
+
+std::string format_bytes(int64_t bytes);  // "4.5 GiB"
+// "memory: weights 12.8 GiB, cache 1.5 GiB (batch 32, 1024 positions, bfloat16), 20.1 GiB free"
+std::string describe(const Model& model, const MemoryPlan& plan);
+
+}  // namespace trivium::getp

@@ -1,0 +1,45 @@
+#include "getp/stop_text.h"
+
+#include <algorithm>
+
+namespace trivium::getp {
+
+namespace {
+
+// Length of the longest tail of `text` that is a proper prefix of `stop`.
+size_t open_tail(const std::string& text, const std::string& stop) {
+  for (size_t n = std::min(text.size(), stop.size() - 1); n > 0; --n)
+    if (text.compare(text.size() - n, n, stop, 0, n) == 0) return n;
+  return 0;
+}
+
+}  // namespace
+
+std::string StopText::add(std::string piece) {
+  held_ += piece;
+  size_t cut = std::string::npos;
+  for (const std::string& stop : stops_) cut = std::min(cut, held_.find(stop));
+  if (cut != std::string::npos) {
+    stopped_ = true;
+    std::string out = held_.substr(0, cut);
+    held_.clear();
+    return out;
+  }
+  size_t keep = 0;
+  for (const std::string& stop : stops_) keep = std::max(keep, open_tail(held_, stop));
+  std::string out = held_.substr(0, held_.size() - keep);
+  held_.erase(0, out.size());
+  return out;
+}
+
+std::string StopText::push(int32_t id) { return stopped_ ? "" : add(decoder_.push(id)); }
+
+std::string StopText::finish() {
+  if (stopped_) return "";
+  std::string out = add(decoder_.finish());
+  out += held_;
+  held_.clear();
+  return out;
+}
+
+}  // namespace trivium::getp
