@@ -14,7 +14,8 @@ class CancelToken {
   void reset() { cancelled_.store(false, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
   void check() const {
-    if (cancelled()) [[unlikely]] throw Cancelled("cancelled");
+    if (cancelled()) [[unlikely]]
+      throw Cancelled("cancelled");
   }
 
  private:

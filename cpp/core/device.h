@@ -18,8 +18,8 @@ struct Device {
   friend bool operator==(const Device&, const Device&) = default;
 };
 
-const char* name_of(DeviceKind kind);      // "cpu", "cuda", "hip", ...
-std::string to_string(Device device);      // "cpu", "cuda:1"
+const char* name_of(DeviceKind kind);  // "cpu", "cuda", "hip", ...
+std::string to_string(Device device);  // "cpu", "cuda:1"
 std::ostream& operator<<(std::ostream& out, Device device);
 
 // "auto", "cpu", "cuda", "cuda:1", "hip:0". "auto" takes the first GPU that loads, else the CPU. An

@@ -21,7 +21,8 @@ const char* name_of(Dtype dtype) { return kInfo[static_cast<int>(dtype)].name; }
 Dtype parse_dtype(std::string_view name) {
   for (int i = 0; i < static_cast<int>(std::size(kInfo)); ++i)
     if (name == kInfo[i].name) return static_cast<Dtype>(i);
-  throw InvalidArgument(concat("unknown dtype \"", printable(name), "\"; expected float32, bfloat16, float16, ..."));
+  throw InvalidArgument(
+      concat("unknown dtype \"", printable(name), "\"; expected float32, bfloat16, float16, ..."));
 }
 
 std::ostream& operator<<(std::ostream& out, Dtype dtype) { return out << name_of(dtype); }

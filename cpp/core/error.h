@@ -73,8 +73,8 @@ std::string printable(std::string_view text, size_t limit = 80);
 
 // Throws InvalidArgument with the joined message when `condition` is false; the source position goes to
 // the debug log only, so that users read one sentence about their input.
-#define TRIVIUM_CHECK(condition, ...)                                                          \
-  do {                                                                                         \
-    if (!(condition)) [[unlikely]]                                                             \
-      ::trivium::throw_check_failed(__FILE__, __LINE__, ::trivium::concat(__VA_ARGS__));       \
+#define TRIVIUM_CHECK(condition, ...)                                                    \
+  do {                                                                                   \
+    if (!(condition)) [[unlikely]]                                                       \
+      ::trivium::throw_check_failed(__FILE__, __LINE__, ::trivium::concat(__VA_ARGS__)); \
   } while (0)

@@ -23,7 +23,9 @@ template <class Fn>
 void parallel_for(int64_t num_tasks, Fn&& fn) {
   run_parallel(
       num_tasks,
-      [](void* context, int64_t task, int worker) { (*static_cast<std::remove_reference_t<Fn>*>(context))(task, worker); },
+      [](void* context, int64_t task, int worker) {
+        (*static_cast<std::remove_reference_t<Fn>*>(context))(task, worker);
+      },
       const_cast<void*>(static_cast<const void*>(&fn)));
 }
 

@@ -15,7 +15,8 @@ TRIVIUM_INLINE std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter_low
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = 0xD2511F53ull * c[0], p1 = 0xCD9E8D57ull * c[2];
-    const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0, n2 = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1;
+    const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0,
+                   n2 = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1;
     c[1] = static_cast<uint32_t>(p1);
     c[3] = static_cast<uint32_t>(p0);
     c[0] = n0;

@@ -18,7 +18,8 @@ class Shape {
   Shape() = default;
   Shape(std::initializer_list<int64_t> dims) : Shape(std::span<const int64_t>(dims.begin(), dims.size())) {}
   explicit Shape(std::span<const int64_t> dims) {
-    TRIVIUM_CHECK(dims.size() <= kMaxRank, "shape: rank ", dims.size(), ", at most ", kMaxRank, " is supported");
+    TRIVIUM_CHECK(dims.size() <= kMaxRank, "shape: rank ", dims.size(), ", at most ", kMaxRank,
+                  " is supported");
     for (const int64_t d : dims) {
       TRIVIUM_CHECK(d >= 0, "shape: negative extent ", d);
       dims_[rank_++] = d;

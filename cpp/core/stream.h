@@ -13,15 +13,15 @@ class Event;
 
 class Stream {
  public:
-  explicit Stream(Device device);   // a new stream on `device`
+  explicit Stream(Device device);  // a new stream on `device`
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   Device device() const { return device_; }
   StreamHandle* handle() const { return handle_; }
-  void synchronize();               // blocks the host until all work queued so far is done
-  void wait(const Event& event);    // later work on this stream starts after the event
+  void synchronize();             // blocks the host until all work queued so far is done
+  void wait(const Event& event);  // later work on this stream starts after the event
 
  private:
   Device device_;

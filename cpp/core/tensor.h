@@ -45,11 +45,11 @@ class Tensor {
     return static_cast<T*>(data_);
   }
 
-  Tensor reshape(const Shape& shape) const;              // contiguous tensors only; shares storage
-  Tensor slice(int64_t begin, int64_t end) const;        // along dimension 0; shares storage
-  Tensor contiguous() const;                             // itself when it already is
-  Tensor to(Device device) const;                        // itself when already there; blocks until copied
-  Tensor to(Dtype dtype) const;                          // f32, bf16, f16 and f64 among each other
+  Tensor reshape(const Shape& shape) const;        // contiguous tensors only; shares storage
+  Tensor slice(int64_t begin, int64_t end) const;  // along dimension 0; shares storage
+  Tensor contiguous() const;                       // itself when it already is
+  Tensor to(Device device) const;                  // itself when already there; blocks until copied
+  Tensor to(Dtype dtype) const;                    // f32, bf16, f16 and f64 among each other
 
  private:
   Shape shape_;

@@ -1,0 +1,236 @@
+#include "core/registry.h"
+
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <new>
+
+#include "core/log.h"
+
+namespace trivium {
+
+const trivium_backend_v1& cpu_backend();  // cpu/backend.cpp
+
+namespace {
+
+namespace fs = std::filesystem;
+
+thread_local std::string t_guard_message;
+
+struct Entry {
+  const trivium_backend_v1* backend = nullptr;
+  std::string file, reason;
+  bool tried = false;
+};
+
+std::recursive_mutex g_mutex;
+std::map<DeviceKind, Entry> g_entries;
+
+// Where backends may lie: TRIVIUM_BACKEND_PATH (ignored for setuid programs), then backends/ beside this
+// library.
+std::vector<std::string> search_folders() {
+  std::vector<std::string> folders;
+  if (const char* path = ::secure_getenv("TRIVIUM_BACKEND_PATH"); path && *path) {
+    struct stat info {};
+    if (::stat(path, &info) == 0 && (info.st_mode & S_IWOTH) && !(info.st_mode & S_ISVTX))
+      warn(concat("TRIVIUM_BACKEND_PATH ", path, " is writable by everyone and was ignored"));
+    else
+      folders.emplace_back(path);
+  }
+  Dl_info self{};
+  if (::dladdr(reinterpret_cast<void*>(&search_folders), &self) && self.dli_fname)
+    folders.push_back((fs::path(self.dli_fname).parent_path() / "backends").string());
+  return folders;
+}
+
+// The backend's table, or an explanation of what is wrong with the library.
+const trivium_backend_v1& checked(const trivium_backend_v1* table, const std::string& path) {
+  if (!table)
+    throw DeviceError(
+        concat(path, ": does not serve backend ABI ", kBackendAbi, " (built for another release)"));
+  if (table->abi != kBackendAbi || table->struct_size != sizeof(trivium_backend_v1))
+    throw DeviceError(concat(path, ": backend ABI ", table->abi, ", expected ", kBackendAbi));
+  if (std::string_view(table->build_id) != build_id())
+    throw DeviceError(
+        concat(path, ": built as ", printable(table->build_id), ", this library is ", build_id()));
+  if (table->runtime->struct_size != sizeof(Runtime) || table->kernels->struct_size != sizeof(Kernels))
+    throw DeviceError(concat(path, ": its tables have another size than this library's"));
+  return *table;
+}
+
+Entry& find_entry(DeviceKind kind) {
+  Entry& entry = g_entries[kind];
+  if (entry.tried) return entry;
+  entry.tried = true;
+  if (kind == DeviceKind::cpu) {
+    entry.backend = &cpu_backend();
+    return entry;
+  }
+  const std::string file = concat("libtrivium_", name_of(kind), ".so");
+  entry.reason = "not built into this installation";
+  for (const auto& folder : search_folders()) {
+    const std::string path = folder + "/" + file;
+    if (::access(path.c_str(), F_OK) != 0) continue;
+    entry.file = path;
+    try {
+      entry.backend = &load_backend_file(path);
+      entry.reason.clear();
+    } catch (const Error& e) {
+      entry.reason = e.what();
+    }
+    break;
+  }
+  return entry;
+}
+
+[[noreturn]] void throw_with(Status status, const std::string& message) {
+  switch (status) {
+    case Status::invalid_argument:
+      throw InvalidArgument(message);
+    case Status::device_error:
+      throw DeviceError(message);
+    case Status::out_of_memory:
+      throw OutOfMemory(message);
+    case Status::not_implemented:
+      throw NotImplemented(message);
+    default:
+      throw Error(message);
+  }
+}
+
+}  // namespace
+
+Status guard(void (*fn)(void*), void* context) noexcept {
+  try {
+    fn(context);
+    return Status::ok;
+  } catch (const InvalidArgument& e) {
+    t_guard_message = e.what();
+    return Status::invalid_argument;
+  } catch (const DeviceError& e) {
+    t_guard_message = e.what();
+    return Status::device_error;
+  } catch (const OutOfMemory& e) {
+    t_guard_message = e.what();
+    return Status::out_of_memory;
+  } catch (const NotImplemented& e) {
+    t_guard_message = e.what();
+    return Status::not_implemented;
+  } catch (const std::bad_alloc&) {
+    t_guard_message = "out of host memory";
+    return Status::out_of_memory;
+  } catch (const std::exception& e) {
+    t_guard_message = e.what();
+    return Status::error;
+  }
+}
+
+const char* guard_message() { return t_guard_message.c_str(); }
+
+void throw_status(DeviceKind kind, Status status) { throw_with(status, backend(kind).last_error()); }
+
+const trivium_backend_v1& load_backend_file(const std::string& path) {
+  void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    const char* reason = ::dlerror();
+    throw DeviceError(concat(path, ": cannot be loaded: ", reason ? reason : "unknown reason"));
+  }
+  const auto get =
+      reinterpret_cast<const trivium_backend_v1* (*)(uint32_t)>(::dlsym(library, "trivium_backend_get"));
+  try {
+    if (!get) throw DeviceError(concat(path, ": is not a backend (no symbol trivium_backend_get)"));
+    const trivium_backend_v1& table = checked(get(kBackendAbi), path);
+    const std::lock_guard lock(g_mutex);
+    g_entries[table.kind] = {&table, path, "", true};
+    return table;
+  } catch (...) {
+    ::dlclose(library);
+    throw;
+  }
+}
+
+const trivium_backend_v1& backend(DeviceKind kind) {
+  if (kind == DeviceKind::cpu) [[likely]]
+    return cpu_backend();
+  const std::lock_guard lock(g_mutex);
+  const Entry& entry = find_entry(kind);
+  if (!entry.backend) throw DeviceError(concat("device ", name_of(kind), " cannot be had: ", entry.reason));
+  return *entry.backend;
+}
+
+int device_count(DeviceKind kind) {
+  const std::lock_guard lock(g_mutex);
+  Entry& entry = find_entry(kind);
+  if (!entry.backend) return 0;
+  int32_t count = 0;
+  const Status status = entry.backend->runtime->device_count(&count);
+  if (status != Status::ok || count == 0) {
+    entry.reason = entry.backend->last_error();
+    if (entry.reason.empty()) entry.reason = "no device";
+    return 0;
+  }
+  return count;
+}
+
+DeviceProperties device_properties(Device device) {
+  DeviceProperties properties{};
+  const Status status = runtime(device).device_properties(device.index, &properties);
+  if (status != Status::ok) throw_status(device.kind, status);
+  return properties;
+}
+
+std::vector<BackendReport> backend_report() {
+  std::vector<BackendReport> reports;
+  for (const DeviceKind kind : {DeviceKind::cpu, DeviceKind::cuda, DeviceKind::hip}) {
+    const int count = device_count(kind);
+    const std::lock_guard lock(g_mutex);
+    const Entry& entry = find_entry(kind);
+    BackendReport report{name_of(kind), entry.backend != nullptr, entry.file, entry.reason, {}};
+    for (int i = 0; i < count; ++i) report.devices.push_back(device_properties({kind, i}));
+    reports.push_back(std::move(report));
+  }
+  return reports;
+}
+
+const char* build_id() { return TRIVIUM_BUILD_ID; }
+
+Device parse_device(std::string_view text) {
+  if (text == "auto") {
+    for (const DeviceKind kind : {DeviceKind::cuda, DeviceKind::hip})
+      if (device_count(kind) > 0) return {kind, 0};
+    return {};
+  }
+  const size_t colon = text.find(':');
+  const std::string_view name = text.substr(0, colon);
+  int index = 0;
+  bool good = true;
+  if (colon != std::string_view::npos) {
+    const std::string_view digits = text.substr(colon + 1);
+    good = !digits.empty() && digits.size() <= 4;
+    for (const char c : digits) {
+      good = good && c >= '0' && c <= '9';
+      index = index * 10 + (c - '0');
+    }
+  }
+  for (const DeviceKind kind : {DeviceKind::cpu, DeviceKind::cuda, DeviceKind::hip, DeviceKind::emu32,
+                                DeviceKind::emu64, DeviceKind::test}) {
+    if (!good || name != name_of(kind)) continue;
+    const int count = kind == DeviceKind::cpu ? 1 : device_count(kind);
+    if (index < count) return {kind, index};
+    if (count > 0)
+      throw DeviceError(
+          concat("device ", printable(text), " does not exist: ", name, " has ", count, " device(s)"));
+    const std::lock_guard lock(g_mutex);
+    throw DeviceError(concat("device ", printable(text), " cannot be had: ", find_entry(kind).reason));
+  }
+  throw InvalidArgument(
+      concat("unknown device \"", printable(text), "\"; expected auto, cpu, cuda, cuda:N, hip or hip:N"));
+}
+
+}  // namespace trivium

@@ -1,0 +1,214 @@
+// The kernels of one CPU level: linear, grouped expert products, RMSNorm, SwiGLU, attention.
+#pragma once
+
+#include "cpu/attention.h"
+#include "cpu/levels.h"
+#include "cpu/matmul.h"
+
+namespace trivium::cpu::TRIVIUM_CPU_NS {
+
+// Writes y[column, n] (+)= value + bias[n].
+struct LinearSink {
+  const LinearArgs& a;
+  template <int kRows>
+  TRIVIUM_INLINE void write(int64_t n0, int64_t column, const float (&value)[kRows]) {
+    float* y = a.y + column * a.y_stride + n0;
+    for (int r = 0; r < kRows; ++r) {
+      const float sum = value[r] + vector_at(a.bias, n0 + r);
+      y[r] = a.accumulate ? y[r] + sum : sum;
+    }
+  }
+};
+
+template <class X>
+void linear_as(const LinearArgs& a) {
+  const auto* x = static_cast<const X*>(a.x);
+  parallel_for((a.n + kTaskRows - 1) / kTaskRows, [&](int64_t task, int) {
+    LinearSink sink{a};
+    const int64_t n0 = task * kTaskRows, n1 = n0 + kTaskRows < a.n ? n0 + kTaskRows : a.n;
+    multiply<X>(
+        a.w, 0, n0, n1, [&](int64_t c) { return x + c * a.x_stride; }, a.m, a.k, sink);
+  });
+}
+
+void linear(const LinearArgs& a) {
+  if (a.x_dtype == Dtype::bf16)
+    linear_as<bf16>(a);
+  else
+    linear_as<float>(a);
+}
+
+// gate * sigmoid(alpha gate) * (linear + 1) with the clamps of gpt-oss; one value. Both users compute it on a
+// full vector, so that its bits never depend on the position in a row.
+TRIVIUM_INLINE F32 swiglu_vector(F32 gate, F32 linear, float alpha, float limit) {
+  // x86 min and max return their second operand on NaN: the data stands second so that a NaN stays one.
+  const F32 g = min(set1(limit), gate);
+  const F32 u = min(set1(limit), max(set1(-limit), linear));
+  const F32 e = exp(mul(set1(-alpha), g));
+  return mul(div(g, add(set1(1.0f), e)), add(u, set1(1.0f)));
+}
+
+template <class T>
+TRIVIUM_INLINE void swiglu_row(const float* x, T* y, int64_t dim, float alpha, float limit) {
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    const int n = dim - i < kLanes ? static_cast<int>(dim - i) : kLanes;
+    float gate[kLanes] = {}, up[kLanes] = {};
+    for (int j = 0; j < n; ++j) gate[j] = x[2 * (i + j)], up[j] = x[2 * (i + j) + 1];
+    const F32 a = swiglu_vector(load(gate), load(up), alpha, limit);
+    if (n == kLanes)
+      store(y + i, a);
+    else
+      store(y + i, a, n);
+  }
+}
+
+void swiglu(const SwigluArgs& a) {
+  parallel_for(a.rows, [&](int64_t row, int) {
+    const float* x = a.x + row * 2 * a.dim;
+    if (a.y_dtype == Dtype::bf16)
+      swiglu_row(x, static_cast<bf16*>(a.y) + row * a.dim, a.dim, a.alpha, a.limit);
+    else
+      swiglu_row(x, static_cast<float*>(a.y) + row * a.dim, a.dim, a.alpha, a.limit);
+  });
+}
+
+// Collects gate/linear values of one task: [columns, 2 * pairs of the task] floats in scratch.
+struct GateUpSink {
+  const MoeGateUpArgs& a;
+  int64_t bias_row;  // row of the bias vector for n = 0
+  int64_t n_begin, width;
+  float* buffer;  // [columns, width]
+  template <int kRows>
+  TRIVIUM_INLINE void write(int64_t n0, int64_t column, const float (&value)[kRows]) {
+    float* to = buffer + column * width + (n0 - n_begin);
+    for (int r = 0; r < kRows; ++r) to[r] = value[r] + vector_at(a.bias, bias_row + n0 + r);
+  }
+};
+
+inline constexpr int64_t kMoeTaskRows = 64;  // weight rows of a task; even, since gate/linear rows are pairs
+inline constexpr int64_t kMoeChunk = 256;    // x rows of an expert handled at a time, bounds the scratch
+
+template <class X>
+void moe_gate_up_as(const MoeGateUpArgs& a) {
+  const auto* x = static_cast<const X*>(a.x);
+  const int64_t rows = 2 * a.inter, chunks = (rows + kMoeTaskRows - 1) / kMoeTaskRows;
+  parallel_for(a.num_experts * chunks, [&](int64_t task, int) {
+    const int64_t e = task / chunks, n0 = task % chunks * kMoeTaskRows;
+    const int64_t n1 = n0 + kMoeTaskRows < rows ? n0 + kMoeTaskRows : rows;
+    float* buffer =
+        static_cast<float*>(second_scratch(kMoeChunk * kMoeTaskRows * static_cast<int64_t>(sizeof(float))));
+    for (int64_t first = a.offsets[e]; first < a.offsets[e + 1]; first += kMoeChunk) {
+      const int64_t left = a.offsets[e + 1] - first, count = left < kMoeChunk ? left : kMoeChunk;
+      GateUpSink sink{a, e * rows, n0, n1 - n0, buffer};
+      const auto x_row = [&](int64_t c) {
+        return x + static_cast<int64_t>(a.tokens_of_row[first + c]) * a.hidden;
+      };
+      multiply<X>(a.w, e * rows, n0, n1, x_row, count, a.hidden, sink);
+      for (int64_t c = 0; c < count; ++c)
+        swiglu_row(buffer + c * sink.width, static_cast<X*>(a.act) + (first + c) * a.inter + n0 / 2,
+                   (n1 - n0) / 2, a.alpha, a.limit);
+    }
+  });
+}
+
+void moe_gate_up(const MoeGateUpArgs& a) {
+  if (a.dtype == Dtype::bf16)
+    moe_gate_up_as<bf16>(a);
+  else
+    moe_gate_up_as<float>(a);
+}
+
+struct DownSink {
+  const MoeDownArgs& a;
+  int64_t expert, first;
+  template <int kRows>
+  TRIVIUM_INLINE void write(int64_t n0, int64_t column, const float (&value)[kRows]) {
+    float* y = a.y + (first + column) * a.hidden + n0;
+    for (int r = 0; r < kRows; ++r) y[r] = value[r] + vector_at(a.bias, expert * a.hidden + n0 + r);
+  }
+};
+
+template <class X>
+void moe_down_as(const MoeDownArgs& a) {
+  const auto* act = static_cast<const X*>(a.act);
+  const int64_t chunks = (a.hidden + kMoeTaskRows - 1) / kMoeTaskRows;
+  parallel_for(a.num_experts * chunks, [&](int64_t task, int) {
+    const int64_t e = task / chunks, n0 = task % chunks * kMoeTaskRows;
+    const int64_t n1 = n0 + kMoeTaskRows < a.hidden ? n0 + kMoeTaskRows : a.hidden;
+    const int64_t first = a.offsets[e], count = a.offsets[e + 1] - first;
+    if (count == 0) return;
+    DownSink sink{a, e, first};
+    multiply<X>(
+        a.w, e * a.hidden, n0, n1, [&](int64_t c) { return act + (first + c) * a.inter; }, count, a.inter,
+        sink);
+  });
+}
+
+void moe_down(const MoeDownArgs& a) {
+  if (a.dtype == Dtype::bf16)
+    moe_down_as<bf16>(a);
+  else
+    moe_down_as<float>(a);
+}
+
+template <class T>
+TRIVIUM_INLINE F32 load_upto(const T* p, int64_t left) {
+  return left >= kLanes ? load(p) : load(p, static_cast<int>(left));
+}
+
+template <class T>
+TRIVIUM_INLINE void store_upto(T* p, F32 x, int64_t left) {
+  if (left >= kLanes)
+    store(p, x);
+  else
+    store(p, x, static_cast<int>(left));
+}
+
+template <class X, class Y>
+void rms_norm_as(const RmsNormArgs& a) {
+  parallel_for(a.rows, [&](int64_t row, int) {
+    const X* x = static_cast<const X*>(a.x) + row * a.dim;
+    Y* y = static_cast<Y*>(a.y) + row * a.dim;
+    F32 sum = zero();
+    for (int64_t i = 0; i < a.dim; i += kLanes) {
+      const F32 v = load_upto(x + i, a.dim - i);
+      sum = fma(v, v, sum);
+    }
+    const float mean = reduce_add(sum) / static_cast<float>(a.dim);
+    const F32 inverse = set1(1.0f / __builtin_sqrtf(mean + a.eps));
+    const auto scale_by = [&](const auto* w) {
+      for (int64_t i = 0; i < a.dim; i += kLanes) {
+        const F32 v = mul(load_upto(x + i, a.dim - i), inverse);
+        store_upto(y + i, mul(v, load_upto(w + i, a.dim - i)), a.dim - i);
+      }
+    };
+    if (a.w.dtype == Dtype::bf16)
+      scale_by(static_cast<const bf16*>(a.w.data));
+    else if (a.w.dtype == Dtype::f16)
+      scale_by(static_cast<const f16*>(a.w.data));
+    else
+      scale_by(static_cast<const float*>(a.w.data));
+  });
+}
+
+void rms_norm(const RmsNormArgs& a) {
+  const bool x16 = a.x_dtype == Dtype::bf16, y16 = a.y_dtype == Dtype::bf16;
+  if (x16) return y16 ? rms_norm_as<bf16, bf16>(a) : rms_norm_as<bf16, float>(a);
+  return y16 ? rms_norm_as<float, bf16>(a) : rms_norm_as<float, float>(a);
+}
+
+const LevelKernels& level_kernels() {
+#if defined(__AVX512BF16__)
+  static constexpr LevelKernels kTable{"avx512-bf16", true,     linear,    moe_gate_up,
+                                       moe_down,      rms_norm, attention, swiglu};
+#elif defined(__AVX2__)
+  static constexpr LevelKernels kTable{"avx2",   false,    linear,    moe_gate_up,
+                                       moe_down, rms_norm, attention, swiglu};
+#else
+  static constexpr LevelKernels kTable{"scalar", false,    linear,    moe_gate_up,
+                                       moe_down, rms_norm, attention, swiglu};
+#endif
+  return kTable;
+}
+
+}  // namespace trivium::cpu::TRIVIUM_CPU_NS

@@ -1,0 +1,2 @@
+#define TRIVIUM_CPU_NS scalar
+#include "cpu/level_kernels.h"

@@ -1,0 +1,2 @@
+// Model families by config.json model_type.
+#include "models/model.h"
