@@ -1,0 +1,82 @@
+# Everything a person types. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+REQUIREMENTS := tests/python
+CPP_FILES = $(shell git ls-files '*.cpp' '*.h')
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+
+.PHONY: help demo test lint format asan ubsan tsan fuzz bench wheel clean install ctest pytest
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+
+demo: install  ## build, run the batch driver on the embedded model, print tokens/s and the completions
+	scripts/demo.sh $(BIN)
+
+test: deps-test install $(VENV)/.test-ready build/dev  ## everything from a fresh clone: ctest and pytest
+	$(BIN)/python scripts/run_tests.py --build build/dev --python $(BIN)/python --jobs $(JOBS)
+
+ctest: deps-test build/dev  ## the C++ tests alone
+	$(PYTHON) scripts/run_tests.py --build build/dev --jobs $(JOBS)
+
+pytest: install $(VENV)/.test-ready  ## the Python tests alone
+	$(BIN)/python -m pytest
+
+lint: deps-lint $(VENV)/.lint-ready  ## formatting of C++ and Python, and ruff's checks
+	clang-format-15 --dry-run -Werror $(CPP_FILES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: deps-lint $(VENV)/.lint-ready  ## format everything in place
+	clang-format-15 -i $(CPP_FILES)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+asan: deps-test build/asan  ## the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PYTHON) scripts/run_tests.py --build build/asan --jobs $(JOBS)
+
+ubsan: deps-test build/ubsan  ## the C++ tests with UndefinedBehaviorSanitizer alone
+	$(PYTHON) scripts/run_tests.py --build build/ubsan --jobs $(JOBS)
+
+tsan: deps-test build/tsan  ## the C++ tests with ThreadSanitizer
+	TSAN_OPTIONS=halt_on_error=1 $(PYTHON) scripts/run_tests.py --build build/tsan --jobs $(JOBS)
+
+fuzz: deps-fuzz build/fuzz  ## every libFuzzer target, FUZZ_SECONDS (30) each
+	scripts/run_fuzzers.sh build/fuzz $(or $(FUZZ_SECONDS),30)
+
+bench: install $(VENV)/.test-ready  ## speed beside transformers and the machine's limits
+	$(BIN)/python bench/moe.py
+
+wheel: deps-build $(BIN)/python  ## a wheel in dist/
+	$(PIP) wheel --no-deps -w dist .
+
+clean:  ## remove what was built
+	rm -rf build dist $(VENV)
+
+deps-%:
+	scripts/install-deps.sh build $(filter-out build,$*)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+install: deps-build $(BIN)/python
+	@echo "building and installing the package into $(VENV) (a few minutes the first time)"
+	$(PIP) install -q .
+
+$(VENV)/.test-ready: $(REQUIREMENTS)/requirements-torch.txt $(REQUIREMENTS)/requirements.txt | $(BIN)/python
+	$(PIP) install -q -r $(REQUIREMENTS)/requirements-torch.txt
+	$(PIP) install -q -r $(REQUIREMENTS)/requirements.txt
+	touch $@
+
+$(VENV)/.lint-ready: $(REQUIREMENTS)/requirements-lint.txt | $(BIN)/python
+	$(PIP) install -q -r $<
+	touch $@
+
+# Always asks ninja, which knows what is stale.
+.PHONY: build/dev build/asan build/ubsan build/tsan build/fuzz
+build/dev build/asan build/ubsan build/tsan build/fuzz: build/%: | deps-build
+	cmake --preset $*
+	cmake --build --preset $*

@@ -1,0 +1,67 @@
+"""One native runtime for mixture-of-experts transformers.
+
+>>> import trivium
+>>> model = trivium.load(trivium.demo_model())
+>>> model.generate("Return the", max_tokens=4, temperature=0).finish_reason
+'length'
+"""
+
+from pathlib import Path
+
+from . import _core, ops
+from ._core import (
+    Cancelled,
+    DeviceError,
+    Error,
+    InvalidArgument,
+    IoError,
+    ModelFormatError,
+    OutOfMemory,
+    Tensor,
+    Tokenizer,
+    Unsupported,
+    backends,
+    build_id,
+    cpu_level,
+    from_dlpack,
+    num_threads,
+    set_num_threads,
+)
+from ._version import __version__
+from .models import ChatResult, Model, Piece, Result, Stream, load
+
+asarray = from_dlpack
+
+__all__ = [
+    "Cancelled",
+    "ChatResult",
+    "DeviceError",
+    "Error",
+    "InvalidArgument",
+    "IoError",
+    "Model",
+    "ModelFormatError",
+    "OutOfMemory",
+    "Piece",
+    "Result",
+    "Stream",
+    "Tensor",
+    "Tokenizer",
+    "Unsupported",
+    "__version__",
+    "asarray",
+    "backends",
+    "build_id",
+    "cpu_level",
+    "demo_model",
+    "from_dlpack",
+    "load",
+    "num_threads",
+    "ops",
+    "set_num_threads",
+]
+
+
+def demo_model() -> Path:
+    """Folder of the small gpt-oss-layout model that ships with the package."""
+    return Path(_core.__file__).parent / "demo"

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Runs ctest and pytest, then says what passed, failed and was skipped and why.
+
+    run_tests.py --build build/dev [--python .venv/bin/python] [--jobs 2] [-- PYTEST_ARGUMENTS]
+
+Without --python only ctest runs. Exit status 0 when nothing failed and every suite ran at least one test.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Suite:
+    name: str
+    passed: int = 0
+    failed: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # test, reason
+    broken: str = ""  # why the suite as a whole did not run
+
+    @property
+    def ok(self) -> bool:
+        return not self.failed and not self.broken
+
+
+def run_ctest(build: Path, jobs: int) -> Suite:
+    report = (build / "ctest.xml").resolve()
+    report.unlink(missing_ok=True)
+    command = ["ctest", "--test-dir", build, "--output-on-failure", "-j", jobs, "--output-junit", report]
+    code = subprocess.run([*map(str, command), "--no-tests=error"]).returncode
+    return read_junit("ctest", report, code)
+
+
+def run_pytest(python: Path, build: Path, arguments: list[str]) -> Suite:
+    report = (build / "pytest.xml").resolve()
+    report.unlink(missing_ok=True)
+    code = subprocess.run([python, "-m", "pytest", f"--junitxml={report}", *arguments]).returncode
+    return read_junit("pytest", report, code)
+
+
+def read_junit(name: str, report: Path, code: int) -> Suite:
+    suite = Suite(name)
+    if not report.exists():
+        suite.broken = f"{name} ended with status {code} and wrote no report"
+        return suite
+    for case in ET.parse(report).iter("testcase"):
+        test = "::".join(filter(None, (case.get("classname"), case.get("name"))))
+        if case.get("classname") == case.get("name"):  # ctest repeats the name
+            test = case.get("name", "")
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            suite.failed.append(test)
+        elif skipped is not None:
+            suite.skipped.append((test, skip_reason(case, skipped)))
+        else:
+            suite.passed += 1
+    if code != 0 and not suite.failed:
+        suite.broken = f"{name} ended with status {code}"
+    elif suite.passed == 0 and not suite.failed:
+        suite.broken = f"{name} ran no test"
+    return suite
+
+
+def skip_reason(case: ET.Element, skipped: ET.Element) -> str:
+    """pytest gives the reason as message; a GoogleTest binary prints it after a line that ends in "Skipped"."""
+    output = case.findtext("system-out") or ""
+    if match := re.search(r": Skipped\n(.+)", output):
+        return match.group(1).strip()
+    return (skipped.get("message") or "no reason given").strip()
+
+
+def print_summary(suites: list[Suite]) -> None:
+    print("\n" + "=" * 30 + " summary " + "=" * 30)
+    for suite in suites:
+        counts = f"{suite.passed} passed, {len(suite.failed)} failed, {len(suite.skipped)} skipped"
+        print(f"{suite.name}: {counts}" + (f"; {suite.broken}" if suite.broken else ""))
+    for suite in suites:
+        for test in suite.failed:
+            print(f"FAILED  {suite.name} {test}")
+    reasons = Counter(f"{suite.name}: {reason}" for suite in suites for _, reason in suite.skipped)
+    for reason, count in reasons.most_common():
+        print(f"SKIPPED {count} x {reason}")
+    passed, failed = sum(s.passed for s in suites), sum(len(s.failed) or bool(s.broken) for s in suites)
+    print(f"{passed} passed, {failed} failed, {sum(reasons.values())} skipped")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, required=True)
+    parser.add_argument("--python", type=Path)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("pytest_arguments", nargs="*")
+    options = parser.parse_args()
+    suites = [run_ctest(options.build, options.jobs)]
+    if options.python:
+        suites.append(run_pytest(options.python, options.build, options.pytest_arguments))
+    print_summary(suites)
+    return 0 if all(suite.ok for suite in suites) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
