@@ -1,0 +1,29 @@
+// Readers of the three tokenizer file formats.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "io/bpe.h"
+
+namespace trivium::io {
+
+// What a tokenizer is made of. Ordinary and special tokens share one id space.
+struct TokenizerParts {
+  explicit TokenizerParts(const std::string& file) : name(file), ordinary(file), specials(file) {}
+
+  std::string name;  // of the file, for messages
+  Vocabulary ordinary, specials;
+  std::optional<std::vector<Merge>> merges;  // by falling priority; none: ids are ranks
+  bool whole_pieces = true;                  // a piece that is a token is not cut
+  std::string split_pattern;
+};
+
+// All throw ModelFormatError with one sentence about the first thing that is wrong.
+TokenizerParts read_tokenizer_json(std::string_view bytes, const std::string& name);  // Hugging Face
+TokenizerParts read_tiktoken_ranks(std::string_view bytes, const std::string& name);  // "base64 rank" lines
+TokenizerParts read_tokenizer_bin(std::string_view bytes, const std::string& name);   // gpt-oss C++ seed
+
+}  // namespace trivium::io
