@@ -1,0 +1,120 @@
+"""Errors: one hierarchy, each also the built-in exception a caller would try first, each one sentence."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import trivium
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (trivium.Error, RuntimeError),
+        (trivium.InvalidArgument, ValueError),
+        (trivium.ModelFormatError, ValueError),
+        (trivium.DeviceError, RuntimeError),
+        (trivium.OutOfMemory, MemoryError),
+        (trivium.Cancelled, RuntimeError),
+        (trivium.Unsupported, NotImplementedError),
+        (trivium.IoError, OSError),
+    ],
+)
+def test_hierarchy(error, builtin):
+    assert issubclass(error, trivium.Error)
+    assert issubclass(error, builtin)
+    assert str(error("one sentence")) == "one sentence"
+
+
+def test_wrong_shapes_name_argument_and_both_shapes():
+    with pytest.raises(ValueError, match=r"rms_norm.*\b5\b") as caught:
+        trivium.ops.rms_norm(np.ones((2, 4), np.float32), np.ones(5, np.float32))
+    assert isinstance(caught.value, trivium.InvalidArgument)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(trivium.Error, match="nowhere") as caught:
+        trivium.load(tmp_path / "nowhere", device="cpu")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(trivium.ModelFormatError, match=r"config\.json"):
+        trivium.load(tmp_path, device="cpu")
+
+
+def test_truncated_weights_name_the_file(tmp_path, demo_folder):
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        (tmp_path / name).write_bytes((demo_folder / name).read_bytes())
+    weights = (demo_folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(trivium.ModelFormatError, match=r"model\.safetensors"):
+        trivium.load(tmp_path, device="cpu")
+
+
+def test_unknown_device_and_precision(demo_folder):
+    with pytest.raises(trivium.Error, match="toaster"):
+        trivium.load(demo_folder, device="toaster")
+    with pytest.raises(ValueError, match="int3"):
+        trivium.load(demo_folder, device="cpu", precision="int3")
+    if not any(b["name"] == "hip" and b["devices"] for b in trivium.backends()):
+        with pytest.raises(trivium.DeviceError, match="hip"):
+            trivium.load(demo_folder, device="hip:0")
+
+
+def test_load_hints_at_names_of_other_libraries(demo_folder):
+    with pytest.raises(TypeError, match='device="auto"'):
+        trivium.load(demo_folder, device_map="auto")
+    with pytest.raises(TypeError, match="quantize"):
+        trivium.load(demo_folder, quantize=True)
+
+
+def test_tokenizer_errors(tmp_path):
+    with pytest.raises(trivium.Error, match="absent"):
+        trivium.Tokenizer(tmp_path / "absent.json")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(trivium.ModelFormatError, match=r"tokenizer\.json"):
+        trivium.Tokenizer(tmp_path)
+
+
+def test_an_allocation_that_cannot_be_had_is_a_memory_error_and_nothing_breaks():
+    code = """
+import resource, numpy as np, trivium
+x = trivium.Tensor(np.ones((1, 1), np.float32))
+w = trivium.Tensor(np.ones((1, 1), np.float32))
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+huge = trivium.Tensor(np.broadcast_to(np.float32(1), (1 << 30, 1)))
+try:
+    huge.contiguous()
+except MemoryError as e:
+    assert isinstance(e, trivium.OutOfMemory), type(e)
+    print("refused:", e)
+print(trivium.ops.linear(x, w).numpy().tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused:") and done.stdout.endswith("[[1.0]]\n")
+
+
+def test_warnings_of_the_library_go_to_python_logging(tmp_path):
+    """A world-writable backend folder is ignored with a warning; it arrives at the logger "trivium"."""
+    folder = tmp_path / "backends"
+    folder.mkdir()
+    folder.chmod(0o777)
+    code = """
+import logging, trivium
+records = []
+handler = logging.Handler()
+handler.emit = records.append
+logging.getLogger("trivium").addHandler(handler)
+trivium.backends()
+print([r.levelname + " " + r.getMessage() for r in records])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRIVIUM_BACKEND_PATH": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" in done.stdout and "backends" in done.stdout
