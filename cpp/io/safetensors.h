@@ -19,11 +19,11 @@ enum class LoadMode { automatic, mmap, read };  // automatic: mmap on local disk
 
 struct TensorEntry {
   std::string name;
-  std::string dtype_tag;   // "BF16", "U8", ... as written; unknown tags are kept until the tensor is used
+  std::string dtype_tag;  // "BF16", "U8", ... as written; unknown tags are kept until the tensor is used
   Shape shape;
-  int64_t begin = 0;       // bytes from the start of the file
+  int64_t begin = 0;  // bytes from the start of the file
   int64_t end = 0;
-  int file = 0;            // index into the archive's files
+  int file = 0;  // index into the archive's files
 };
 
 // One or more safetensors files seen as one set of names.
@@ -46,7 +46,7 @@ class TensorArchive {
   virtual uint64_t fingerprint() const = 0;
   // Tells the kernel that the pages of `tensor` are no longer needed (after a conversion copied them).
   virtual void drop_pages(const Tensor& tensor) const = 0;
-  // ModelFormatError if a file changed size since it was opened.
+  // ModelFormatError if a file changed size or was written to since it was opened. Call it after a load.
   virtual void check_unchanged() const = 0;
 };
 
