@@ -5,9 +5,9 @@
 
 #include "core/error.h"
 #include "io/json.h"
+#include "io/tokenizer_byte_map.h"
 #include "io/tokenizer_files.h"
 #include "io/tokenizer_pattern.h"
-#include "io/utf8.h"
 
 namespace trivium::io {
 
@@ -16,34 +16,6 @@ namespace {
 constexpr size_t kMaxFileBytes = 128 << 20;
 constexpr size_t kMaxCapturedValues = 10'000;  // in one of the small parts that are kept as a tree
 constexpr size_t kMaxMerges = 2 * static_cast<size_t>(kMaxVocab);
-
-// GPT-2's map of bytes to printable code points, inverted: 33-126, 161-172 and 174-255 stand for
-// themselves, the other 68 bytes in rising order for U+0100 and up. -1: stands for no byte.
-std::array<int16_t, 0x144> make_byte_of_code_point() {
-  std::array<int16_t, 0x144> byte_of{};
-  byte_of.fill(-1);
-  size_t moved = 0x100;
-  for (int byte = 0; byte < 256; ++byte) {
-    const bool kept = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-    byte_of[kept ? static_cast<size_t>(byte) : moved++] = static_cast<int16_t>(byte);
-  }
-  return byte_of;
-}
-
-// False when a character stands for no byte.
-bool undo_byte_map(std::string_view text, std::string& bytes) {
-  static const std::array<int16_t, 0x144> byte_of = make_byte_of_code_point();
-  bytes.clear();
-  for (size_t i = 0; i < text.size();) {
-    const Utf8Unit unit = decode_utf8(text, i);
-    if (unit.code_point < 0 || unit.code_point >= 0x144) return false;
-    const int16_t byte = byte_of[static_cast<size_t>(unit.code_point)];
-    if (byte < 0) return false;
-    bytes += static_cast<char>(static_cast<unsigned char>(byte));
-    i += static_cast<size_t>(unit.length);
-  }
-  return true;
-}
 
 std::string text_of(const JsonValue* value) {
   const std::string* text = value ? value->string() : nullptr;
