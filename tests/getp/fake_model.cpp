@@ -26,7 +26,8 @@ class ByteTokenizer : public io::Tokenizer {
     for (int b = 0; b < 256; ++b) bytes_.push_back(std::string(1, static_cast<char>(b)));
   }
   std::vector<int32_t> encode(std::string_view bytes, const io::EncodeOptions& options) const override {
-    if (options.strict_utf8 && io::sanitize_utf8(bytes) != bytes) throw InvalidArgument("invalid UTF-8 at byte 0");
+    if (options.strict_utf8 && io::sanitize_utf8(bytes) != bytes)
+      throw InvalidArgument("invalid UTF-8 at byte 0");
     std::vector<int32_t> ids;
     for (const char c : bytes) ids.push_back(3 + static_cast<unsigned char>(c));
     return ids;
@@ -58,7 +59,8 @@ class ByteTokenizer : public io::Tokenizer {
 
 std::shared_ptr<const io::Tokenizer> byte_tokenizer() { return std::make_shared<ByteTokenizer>(); }
 
-FakeStates::FakeStates(const FakeOptions& fake, const StateOptions& options) : fake_(fake), options_(options) {
+FakeStates::FakeStates(const FakeOptions& fake, const StateOptions& options)
+    : fake_(fake), options_(options) {
   pages_ = options.num_slots * pages_for(options.max_length);
   if (options.budget_bytes > 0) pages_ = std::min(pages_, options.budget_bytes / fake.page_bytes);
   free_pages_ = pages_;
@@ -91,7 +93,8 @@ bool FakeStates::copy(int from, int to) {
   return true;
 }
 
-FakeModel::FakeModel(FakeOptions options, std::shared_ptr<const io::Tokenizer> tokenizer) : fake_(std::move(options)) {
+FakeModel::FakeModel(FakeOptions options, std::shared_ptr<const io::Tokenizer> tokenizer)
+    : fake_(std::move(options)) {
   info_.model_type = "fake";
   info_.path = "fake-model";
   info_.vocab_size = fake_.vocab_size;
@@ -142,7 +145,8 @@ Tensor FakeModel::forward(const Batch& batch, SequenceStates& base, const Cancel
     if (fake_.on_forward) fake_.on_forward(forwards);
     if (cancel) cancel->check();
   } catch (...) {
-    for (const Segment& segment : batch.segments) states.slots_[static_cast<size_t>(segment.slot)].poisoned = true;
+    for (const Segment& segment : batch.segments)
+      states.slots_[static_cast<size_t>(segment.slot)].poisoned = true;
     throw;
   }
   Tensor logits = Tensor::empty({static_cast<int64_t>(rows.size()), fake_.vocab_size}, Dtype::f32);

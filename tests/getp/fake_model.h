@@ -16,7 +16,7 @@ namespace trivium::testing {
 struct FakeOptions {
   int32_t vocab_size = 97;
   int64_t max_positions = 4096;
-  int64_t page_size = 4;          // positions
+  int64_t page_size = 4;  // positions
   int64_t page_bytes = 1024;
   bool can_copy = true;
   std::vector<int32_t> stop_ids = {1, 2};
@@ -35,9 +35,9 @@ class FakeStates : public SequenceStates {
   void touch() override {}
 
   struct Slot {
-    std::vector<uint64_t> hashes;   // of each prefix processed so far
+    std::vector<uint64_t> hashes;  // of each prefix processed so far
     int64_t reserved_pages = 0;
-    bool poisoned = false;          // after a cancelled step, until released
+    bool poisoned = false;  // after a cancelled step, until released
   };
 
  private:

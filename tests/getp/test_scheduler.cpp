@@ -12,9 +12,9 @@
 namespace trivium::getp {
 namespace {
 
+using testing::byte_tokenizer;
 using testing::FakeModel;
 using testing::FakeOptions;
-using testing::byte_tokenizer;
 
 struct Run {
   std::map<int64_t, Result> results;
@@ -25,7 +25,7 @@ struct Run {
 struct Setup {
   int slots = 4;
   int64_t chunk = 256;
-  int64_t pages = 0;             // 0: enough
+  int64_t pages = 0;  // 0: enough
   int64_t max_length = 128;
   uint32_t shuffle = 0;
   FakeOptions fake = {};
@@ -61,13 +61,15 @@ Run run(const std::vector<Request>& requests, const Setup& setup = {}) {
   Run out;
   std::map<int64_t, std::vector<int32_t>> streamed;
   Scheduler scheduler(model, states_of(setup),
-                      {.on_piece = [&](int64_t id, const StreamPiece& p) {
-                         if (p.token >= 0) streamed[id].push_back(p.token);
-                       },
-                       .on_result = [&](int64_t id, Result r) {
-                         EXPECT_FALSE(out.results.count(id)) << "two results for " << id;
-                         out.results[id] = std::move(r);
-                       }});
+                      {.on_piece =
+                           [&](int64_t id, const StreamPiece& p) {
+                             if (p.token >= 0) streamed[id].push_back(p.token);
+                           },
+                       .on_result =
+                           [&](int64_t id, Result r) {
+                             EXPECT_FALSE(out.results.count(id)) << "two results for " << id;
+                             out.results[id] = std::move(r);
+                           }});
   std::vector<size_t> order(requests.size());
   std::iota(order.begin(), order.end(), size_t{0});
   if (setup.shuffle) std::shuffle(order.begin(), order.end(), std::mt19937(setup.shuffle));
@@ -208,7 +210,8 @@ TEST(Scheduler, AFailedStepIsComputedAgainWithTheSameTokens) {
   };
   auto model = std::make_shared<FakeModel>(fake);
   std::map<int64_t, Result> results;
-  Scheduler scheduler(model, states_of({}), {.on_piece = {}, .on_result = [&](int64_t id, Result r) { results[id] = r; }});
+  Scheduler scheduler(model, states_of({}),
+                      {.on_piece = {}, .on_result = [&](int64_t id, Result r) { results[id] = r; }});
   for (size_t i = 0; i < requests.size(); ++i) scheduler.submit(static_cast<int64_t>(i), requests[i]);
   int failures = 0;
   while (!scheduler.idle()) {
@@ -250,7 +253,8 @@ TEST(Scheduler, RequestsMayArriveWhileOthersRun) {
   const Run want = run(requests);
   auto model = std::make_shared<FakeModel>();
   std::map<int64_t, Result> results;
-  Scheduler scheduler(model, states_of({}), {.on_piece = {}, .on_result = [&](int64_t id, Result r) { results[id] = r; }});
+  Scheduler scheduler(model, states_of({}),
+                      {.on_piece = {}, .on_result = [&](int64_t id, Result r) { results[id] = r; }});
   for (size_t i = 0; i < requests.size(); ++i) {
     scheduler.submit(static_cast<int64_t>(i), requests[i]);
     scheduler.step();
@@ -267,7 +271,8 @@ TEST_P(Keep, AnExtendedPromptReusesTheStateWithTheSameTokens) {
   fake.can_copy = GetParam();
   auto model = std::make_shared<FakeModel>(fake);
   Result last;
-  Scheduler scheduler(model, states_of({}), {.on_piece = {}, .on_result = [&](int64_t, Result r) { last = r; }});
+  Scheduler scheduler(model, states_of({}),
+                      {.on_piece = {}, .on_result = [&](int64_t, Result r) { last = r; }});
   Request r;
   for (int i = 0; i < 30; ++i) r.prompt.push_back(10 + i);
   r.max_tokens = 10;
@@ -335,12 +340,16 @@ TEST(Scheduler, StopStringsCutTheTextAndEndTheRequest) {
   // The bytes of tokens 20 and 21, if both are ASCII, make a stop string that spans two tokens.
   size_t at = 0;
   for (size_t i = 10; i + 1 < whole.tokens.size() && at == 0; ++i)
-    if (whole.tokens[i] < 3 + 128 && whole.tokens[i] >= 3 && whole.tokens[i + 1] < 3 + 128 && whole.tokens[i + 1] >= 3) at = i;
+    if (whole.tokens[i] < 3 + 128 && whole.tokens[i] >= 3 && whole.tokens[i + 1] < 3 + 128 &&
+        whole.tokens[i + 1] >= 3)
+      at = i;
   ASSERT_GT(at, 0u);
-  r.stop = {std::string{static_cast<char>(whole.tokens[at] - 3), static_cast<char>(whole.tokens[at + 1] - 3)}, "never"};
+  r.stop = {std::string{static_cast<char>(whole.tokens[at] - 3), static_cast<char>(whole.tokens[at + 1] - 3)},
+            "never"};
   const Result cut = run({r}, setup).results.at(0);
   EXPECT_EQ(cut.finish_reason, FinishReason::stop);
-  EXPECT_EQ(cut.tokens, std::vector<int32_t>(whole.tokens.begin(), whole.tokens.begin() + static_cast<long>(at) + 2));
+  EXPECT_EQ(cut.tokens,
+            std::vector<int32_t>(whole.tokens.begin(), whole.tokens.begin() + static_cast<long>(at) + 2));
   EXPECT_EQ(cut.text, whole.text.substr(0, whole.text.find(r.stop[0])));
 }
 

@@ -1,0 +1,40 @@
+// getp's modes. run() prints, writes files and returns the exit code; it throws nothing.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/cancel.h"
+#include "core/error.h"
+#include "getp/options.h"
+
+namespace trivium::getp {
+
+// Wrong use of the command line that only shows at run time.
+class UsageError : public InvalidArgument {
+ public:
+  using InvalidArgument::InvalidArgument;
+};
+
+inline constexpr int kExitOk = 0, kExitError = 1, kExitUsage = 2, kExitIo = 74;
+
+int run(const Options& options);
+
+// One mode each; they throw, run() turns that into a sentence and an exit code.
+int run_generate(const Options& options, const CancelToken& cancel);
+int run_chat(const Options& options, const CancelToken& cancel);
+int run_getp(const Options& options, const CancelToken& cancel);
+int run_decode(const Options& options);
+int run_merge(const Options& options);
+int run_doctor(const Options& options);
+
+// What --doctor prints.
+std::string doctor_report();
+
+// Sets the threads, prints the device line and loads; Options::kv_dtype unset follows the precision.
+std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel);
+
+// Checked write to stdout, flushed.
+void print(std::string_view text);
+
+}  // namespace trivium::getp

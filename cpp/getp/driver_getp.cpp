@@ -1,0 +1,337 @@
+// Mode getp: a file of prompts in, a file of tokens out.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <optional>
+
+#include "core/log.h"
+#include "core/parallel.h"
+#include "getp/driver.h"
+#include "getp/files.h"
+#include "getp/job.h"
+#include "getp/journal.h"
+#include "getp/memory.h"
+#include "getp/output.h"
+#include "getp/progress.h"
+#include "getp/report.h"
+#include "getp/scheduler.h"
+#include "io/hash.h"
+#include "io/json.h"
+
+namespace trivium::getp {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+class Job {
+ public:
+  Job(Options options, const CancelToken& cancel) : options_(std::move(options)), cancel_(&cancel) {}
+
+  void read_inputfile();
+  void warm_up();
+  void inference();
+  void finish();
+  void write_outputfile();
+  int report();
+  std::string kept_note() const;
+
+ private:
+  void open_journal();
+  void make_scheduler(int batch_size);
+  std::vector<size_t> make_requests(std::vector<Request>& requests);
+  void resume(std::vector<Request>& requests, std::vector<size_t>& open);
+  void on_result(size_t item, Result result);
+  std::string output_line(size_t item) const;
+
+  Options options_;
+  const CancelToken* cancel_;
+  InputFile input_;  // this shard's items after read_inputfile()
+  FileKind output_kind_ = FileKind::text;
+  Part part_;
+  std::shared_ptr<Model> model_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<Journal> journal_;
+  std::vector<Result> results_;  // of input_.items
+  std::vector<uint64_t> hashes_;
+  int64_t empty_prompts_ = 0, long_prompts_ = 0;
+  Report report_;
+};
+
+void Job::read_inputfile() {
+  check_writable(options_.output);
+  output_kind_ = file_kind(options_.output);
+  input_ = getp::read_inputfile(options_.inputs.front(), options_.limit);
+  for (const std::string& warning : input_.warnings) warn(warning);
+  if (options_.shards > 0) {
+    part_ = {.config = "",
+             .kind = output_kind_,
+             .shard = options_.shard,
+             .shards = options_.shards,
+             .requests = static_cast<int64_t>(input_.items.size()),
+             .lines = 0,
+             .input_hash = input_hash(input_.items),
+             .crc = 0};
+    std::erase_if(input_.items,
+                  [&](const InputItem& i) { return i.index % options_.shards != options_.shard; });
+    part_.lines = static_cast<int64_t>(input_.items.size());
+  }
+  results_.resize(input_.items.size());
+  hashes_.resize(input_.items.size());
+}
+
+void Job::open_journal() {
+  const bool messages = std::any_of(input_.items.begin(), input_.items.end(),
+                                    [](const InputItem& item) { return !item.messages.empty(); });
+  const bool plain = is_plain_target(options_.output);
+  const std::string path = options_.output + ".journal";
+  if (messages && options_.date.empty()) {
+    // A job that is resumed on another day keeps the date its prompts were rendered with.
+    options_.date = today();
+    const std::string before = plain && !options_.restart ? Journal::peek_config(path) : "";
+    if (!before.empty())
+      if (const auto* date = io::parse_json_document(before, path).find("date"); date && date->string())
+        options_.date = *date->string();
+  }
+  part_.config = job_config(*model_, options_, input_.kind, messages);
+  if (!plain) return;
+  journal_ = std::make_unique<Journal>(path, journal_config(part_.config, options_), options_.restart);
+  if (journal_->dropped_bytes() > 0)
+    warn(concat(path, ": dropped ", journal_->dropped_bytes(), " bytes that were not completely written"));
+}
+
+void Job::make_scheduler(int batch_size) {
+  const MemoryPlan plan = plan_memory(
+      *model_, {.batch_size = batch_size,
+                .max_requests = std::max<int64_t>(1, static_cast<int64_t>(input_.items.size())),
+                .max_length = longest_length(input_.items, options_, model_->info().max_positions),
+                .max_step_tokens = options_.step_tokens,
+                .kv_dtype = options_.kv_dtype.value_or(model_->default_kv_dtype()),
+                .budget_bytes = 0});
+  if (!options_.quiet) std::fprintf(stderr, "%s\n", describe(*model_, plan).c_str());
+  report_.batch_size = plan.states.num_slots;
+  report_.cache_bytes = plan.planned_bytes;
+  scheduler_ = std::make_unique<Scheduler>(
+      model_, plan.states, SchedulerEvents{.on_piece = {}, .on_result = [this](int64_t id, Result result) {
+                                             on_result(static_cast<size_t>(id), std::move(result));
+                                           }});
+  scheduler_->states().touch();
+}
+
+// Loads, allocates and touches everything, so that inference() measures inference only.
+void Job::warm_up() {
+  const auto start = Clock::now();
+  model_ = load(options_, *cancel_);
+  report_.load_seconds = seconds_since(start);
+  open_journal();
+  cancel_->check();
+  try {
+    make_scheduler(options_.batch_size);
+  } catch (const OutOfMemory& error) {
+    const int smaller = report_.batch_size / 2;
+    if (smaller == 0) throw;
+    warn(concat(error.what(), "; trying batch ", smaller));
+    make_scheduler(smaller);
+  }
+  model_->warm_up();
+  report_.warm_up_seconds = seconds_since(start);
+}
+
+// Tokenises all items; those without anything to compute get their results here. Returns the others.
+std::vector<size_t> Job::make_requests(std::vector<Request>& requests) {
+  std::vector<size_t> open;
+  requests.resize(input_.items.size());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    cancel_->check();
+    const InputItem& item = input_.items[i];
+    Result& result = results_[i];
+    result.finish_reason = FinishReason::error;
+    try {
+      requests[i] = make_request(*model_, item, options_);
+    } catch (const InvalidArgument& error) {
+      result.error = error.what();
+      const bool named = result.error.find(concat("line ", item.line)) != std::string::npos;
+      if (!named) result.error = concat("line ", item.line, ": ", result.error);
+      // In a text job only --strict-utf8 and a missing tokenizer come here besides lines that are too long.
+      if (input_.kind == FileKind::text && item.error.empty())
+        throw InvalidArgument(concat(options_.inputs.front(), ": ", result.error));
+      continue;
+    }
+    result.prompt_tokens = static_cast<int64_t>(requests[i].prompt.size());
+    requests[i].want_text = output_kind_ == FileKind::jsonl;
+    hashes_[i] = request_hash(requests[i]);
+    if (requests[i].prompt.empty()) {
+      ++empty_prompts_;
+      if (input_.kind == FileKind::text)
+        result.finish_reason = FinishReason::length;
+      else
+        result.error = concat("line ", item.line, ": the prompt is empty");
+      continue;
+    }
+    if (options_.steps > 0 && result.prompt_tokens >= options_.steps) ++long_prompts_;
+    open.push_back(i);
+  }
+  if (empty_prompts_ > 0)
+    warn(concat(empty_prompts_, " empty prompt", empty_prompts_ == 1 ? "" : "s", ": no output"));
+  if (long_prompts_ > 0)
+    warn(concat(long_prompts_, " prompt", long_prompts_ == 1 ? " has" : "s have", " ", options_.steps,
+                " tokens or more (--steps): no output"));
+  return open;
+}
+
+// Takes what the journal has out of `open`.
+void Job::resume(std::vector<Request>& requests, std::vector<size_t>& open) {
+  if (!journal_ || journal_->records().empty()) return;
+  std::vector<int64_t> indices;
+  for (const InputItem& item : input_.items) indices.push_back(item.index);
+  std::vector<bool> done(input_.items.size());
+  for (const JournalRecord& record : journal_->records()) {
+    const auto at = std::lower_bound(indices.begin(), indices.end(), record.index);
+    if (at == indices.end() || *at != record.index) continue;  // beyond --limit
+    const auto i = static_cast<size_t>(at - indices.begin());
+    if (hashes_[i] != record.request_hash)
+      throw InvalidArgument(concat(journal_->path(), " belongs to another job: the request on line ",
+                                   input_.items[i].line, " has changed; use --restart to drop its results"));
+    Result& result = results_[i];
+    result.tokens = record.tokens;
+    result.finish_reason = record.finish_reason;
+    result.completion_tokens = static_cast<int64_t>(record.tokens.size());
+    if (requests[i].want_text && model_->tokenizer()) {
+      StopText text(*model_->tokenizer(), requests[i].stop);
+      for (const int32_t id : record.tokens) {
+        const auto& ids = requests[i].stop_ids;
+        const bool stop_id = !requests[i].ignore_eos && std::find(ids.begin(), ids.end(), id) != ids.end();
+        if (!stop_id) result.text += text.push(id);
+      }
+      result.text += text.finish();
+    }
+    if (!done[i]) {
+      ++report_.resumed_requests;
+      report_.resumed_tokens += result.completion_tokens;
+    }
+    done[i] = true;
+  }
+  std::erase_if(open, [&](size_t i) { return done[i]; });
+  if (!options_.quiet)
+    std::fprintf(stderr, "resuming: %lld of %zu requests are in %s\n",
+                 static_cast<long long>(report_.resumed_requests), input_.items.size(),
+                 journal_->path().c_str());
+}
+
+void Job::on_result(size_t i, Result result) {
+  if (result.finish_reason == FinishReason::error) {
+    result.error = concat("line ", input_.items[i].line, ": ", result.error);
+  } else if (result.finish_reason == FinishReason::cancelled) {
+    return;
+  } else if (journal_) {
+    journal_->append({input_.items[i].index, hashes_[i], result.finish_reason, result.tokens});
+  }
+  ++report_.requests_done;
+  results_[i] = std::move(result);
+}
+
+void Job::inference() {
+  const auto start = Clock::now();
+  std::vector<Request> requests;
+  std::vector<size_t> open = make_requests(requests);
+  resume(requests, open);
+  report_.tokenize_seconds = seconds_since(start);
+  // Longest first: the last requests to run are short, so slots stay busy to the end.
+  std::stable_sort(open.begin(), open.end(),
+                   [&](size_t a, size_t b) { return requests[a].prompt.size() > requests[b].prompt.size(); });
+  const auto total = static_cast<int64_t>(open.size());
+  Progress progress(total, !options_.quiet && !options_.no_progress);
+  for (const size_t i : open) scheduler_->submit(static_cast<int64_t>(i), std::move(requests[i]));
+  while (!scheduler_->idle()) {
+    scheduler_->step(cancel_);
+    progress.update(report_.requests_done, scheduler_->stats().generated_tokens);
+    if (journal_) journal_->sync_if_due();
+  }
+  report_.inference_seconds = seconds_since(start);
+  report_.scheduler = scheduler_->stats();
+}
+
+void Job::finish() {
+  report_.device = concat(model_->info().device);
+  report_.precision = name_of(model_->info().precision);
+  report_.kv = name_of(options_.kv_dtype.value_or(model_->default_kv_dtype()));
+  scheduler_.reset();
+  model_.reset();
+}
+
+std::string Job::output_line(size_t i) const {
+  return format_result(output_kind_, input_.items[i].custom_id, results_[i]) + "\n";
+}
+
+void Job::write_outputfile() {
+  if (options_.shards > 0 && is_plain_target(options_.output)) {
+    for (size_t i = 0; i < results_.size(); ++i) part_.crc = io::crc32c(output_line(i), part_.crc);
+    write_part(options_.output, part_);
+  }
+  write_file(options_.output, [&](const Write& write) {
+    for (size_t i = 0; i < results_.size(); ++i) write(output_line(i));
+  });
+  if (journal_) journal_->remove();
+  journal_.reset();
+}
+
+int Job::report() {
+  int64_t failed = 0;
+  for (const Result& r : results_) {
+    report_.prompt_tokens += r.prompt_tokens;
+    report_.output_tokens += static_cast<int64_t>(r.tokens.size());
+    if (r.finish_reason != FinishReason::error) continue;
+    ++failed;
+    if (output_kind_ == FileKind::text) warn(r.error);
+  }
+  report_.requests = static_cast<int64_t>(results_.size());
+  report_.failed_requests = failed;
+  report_.threads = num_threads();
+  report_.seed = options_.sampling.seed;
+  if (failed > 0) warn(concat(failed, " of ", results_.size(), " requests failed"));
+  if (!options_.quiet) std::fputs(to_text(report_, options_.profile).c_str(), stderr);
+  if (options_.json) {
+    const std::string json = to_json(report_) + "\n";
+    write_file(options_.json_path, [&](const Write& write) { write(json); });
+  }
+  // JSONL carries its errors; a text output cannot show that a line is empty because it failed.
+  bool good = failed == 0 || output_kind_ == FileKind::jsonl;
+  if (!options_.verify.empty()) {
+    std::vector<int64_t> lines;
+    for (const InputItem& item : input_.items) lines.push_back(item.index);
+    const bool whole = options_.limit == 0 && options_.shards == 0;
+    good &= verify(options_.verify, results_, lines, whole, options_.quiet);
+  }
+  return good ? kExitOk : kExitError;
+}
+
+std::string Job::kept_note() const {
+  if (!journal_) return "";
+  return concat("completed requests are kept in ", journal_->path(), "; the same command resumes");
+}
+
+}  // namespace
+
+int run_getp(const Options& options, const CancelToken& cancel) {
+  Job job(options, cancel);
+  try {
+    job.read_inputfile();
+    job.warm_up();
+    job.inference();
+    job.finish();
+    job.write_outputfile();
+  } catch (const Cancelled&) {
+    const std::string note = job.kept_note();
+    std::fprintf(stderr, "interrupted%s%s\n", note.empty() ? "" : "; ", note.c_str());
+    throw;
+  } catch (const IoError& error) {
+    const std::string note = job.kept_note();
+    throw IoError(note.empty() ? std::string(error.what()) : concat(error.what(), "; ", note));
+  }
+  return job.report();
+}
+
+}  // namespace trivium::getp

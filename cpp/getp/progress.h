@@ -1,0 +1,25 @@
+// How far a batch job is: one rewritten line on a terminal, else a line every 10 s. To stderr.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace trivium::getp {
+
+class Progress {
+ public:
+  Progress(int64_t requests, bool enabled);
+  ~Progress();  // clears the terminal's line
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  void update(int64_t requests_done, int64_t generated_tokens);  // as often as wanted: it limits itself
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  int64_t requests_;
+  bool enabled_, terminal_;
+  bool shown_ = false;
+  Clock::time_point start_, last_;
+};
+
+}  // namespace trivium::getp
