@@ -1,5 +1,7 @@
 #include "core/device.h"
 
+#include "core/error.h"
+
 namespace trivium {
 
 const char* name_of(DeviceKind kind) {
@@ -21,9 +23,8 @@ const char* name_of(DeviceKind kind) {
 }
 
 std::string to_string(Device device) {
-  std::string text = name_of(device.kind);
-  if (device.kind != DeviceKind::cpu) text += ":" + std::to_string(device.index);
-  return text;
+  if (device.kind == DeviceKind::cpu) return "cpu";
+  return concat(name_of(device.kind), ':', device.index);
 }
 
 std::ostream& operator<<(std::ostream& out, Device device) { return out << to_string(device); }

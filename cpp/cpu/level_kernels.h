@@ -7,27 +7,25 @@
 
 namespace trivium::cpu::TRIVIUM_CPU_NS {
 
-// Writes y[column, n] (+)= value + bias[n].
-struct LinearSink {
-  const LinearArgs& a;
-  template <int kRows>
-  TRIVIUM_INLINE void write(int64_t n0, int64_t column, const float (&value)[kRows]) {
-    float* y = a.y + column * a.y_stride + n0;
-    for (int r = 0; r < kRows; ++r) {
-      const float sum = value[r] + vector_at(a.bias, n0 + r);
+// y[c, n] (+)= value + bias[n].
+void write_linear(void* context, int64_t n0, int rows, int64_t c0, int cols, const float* out) {
+  const auto& a = *static_cast<const LinearArgs*>(context);
+  for (int c = 0; c < cols; ++c) {
+    float* y = a.y + (c0 + c) * a.y_stride + n0;
+    for (int r = 0; r < rows; ++r) {
+      const float sum = out[r * cols + c] + vector_at(a.bias, n0 + r);
       y[r] = a.accumulate ? y[r] + sum : sum;
     }
   }
-};
+}
 
 template <class X>
 void linear_as(const LinearArgs& a) {
-  const auto* x = static_cast<const X*>(a.x);
+  const Columns<X> x{static_cast<const X*>(a.x), a.x_stride, nullptr, a.m};
+  const TileSink sink{write_linear, const_cast<LinearArgs*>(&a)};
   parallel_for((a.n + kTaskRows - 1) / kTaskRows, [&](int64_t task, int) {
-    LinearSink sink{a};
     const int64_t n0 = task * kTaskRows, n1 = n0 + kTaskRows < a.n ? n0 + kTaskRows : a.n;
-    multiply<X>(
-        a.w, 0, n0, n1, [&](int64_t c) { return x + c * a.x_stride; }, a.m, a.k, sink);
+    multiply<X>(a.w, 0, n0, n1, x, a.k, sink);
   });
 }
 
@@ -72,41 +70,41 @@ void swiglu(const SwigluArgs& a) {
   });
 }
 
-// Collects gate/linear values of one task: [columns, 2 * pairs of the task] floats in scratch.
-struct GateUpSink {
-  const MoeGateUpArgs& a;
-  int64_t bias_row;  // row of the bias vector for n = 0
+// Where the gate/linear values of one task go before the activation: [columns, width] floats in scratch.
+struct GateUpBuffer {
+  const MoeGateUpArgs* args;
+  int64_t bias_row;  // place in the bias of output row 0
   int64_t n_begin, width;
-  float* buffer;  // [columns, width]
-  template <int kRows>
-  TRIVIUM_INLINE void write(int64_t n0, int64_t column, const float (&value)[kRows]) {
-    float* to = buffer + column * width + (n0 - n_begin);
-    for (int r = 0; r < kRows; ++r) to[r] = value[r] + vector_at(a.bias, bias_row + n0 + r);
-  }
+  float* values;
 };
+
+void write_gate_up(void* context, int64_t n0, int rows, int64_t c0, int cols, const float* out) {
+  const auto& b = *static_cast<const GateUpBuffer*>(context);
+  for (int c = 0; c < cols; ++c)
+    for (int r = 0; r < rows; ++r)
+      b.values[(c0 + c) * b.width + n0 - b.n_begin + r] =
+          out[r * cols + c] + vector_at(b.args->bias, b.bias_row + n0 + r);
+}
 
 inline constexpr int64_t kMoeTaskRows = 64;  // weight rows of a task; even, since gate/linear rows are pairs
 inline constexpr int64_t kMoeChunk = 256;    // x rows of an expert handled at a time, bounds the scratch
 
 template <class X>
 void moe_gate_up_as(const MoeGateUpArgs& a) {
-  const auto* x = static_cast<const X*>(a.x);
   const int64_t rows = 2 * a.inter, chunks = (rows + kMoeTaskRows - 1) / kMoeTaskRows;
   parallel_for(a.num_experts * chunks, [&](int64_t task, int) {
     const int64_t e = task / chunks, n0 = task % chunks * kMoeTaskRows;
-    const int64_t n1 = n0 + kMoeTaskRows < rows ? n0 + kMoeTaskRows : rows;
-    float* buffer =
+    const int64_t n1 = n0 + kMoeTaskRows < rows ? n0 + kMoeTaskRows : rows, pairs = (n1 - n0) / 2;
+    auto* values =
         static_cast<float*>(second_scratch(kMoeChunk * kMoeTaskRows * static_cast<int64_t>(sizeof(float))));
+    GateUpBuffer buffer{&a, e * rows, n0, n1 - n0, values};
     for (int64_t first = a.offsets[e]; first < a.offsets[e + 1]; first += kMoeChunk) {
       const int64_t left = a.offsets[e + 1] - first, count = left < kMoeChunk ? left : kMoeChunk;
-      GateUpSink sink{a, e * rows, n0, n1 - n0, buffer};
-      const auto x_row = [&](int64_t c) {
-        return x + static_cast<int64_t>(a.tokens_of_row[first + c]) * a.hidden;
-      };
-      multiply<X>(a.w, e * rows, n0, n1, x_row, count, a.hidden, sink);
+      const Columns<X> x{static_cast<const X*>(a.x), a.hidden, a.tokens_of_row + first, count};
+      multiply<X>(a.w, e * rows, n0, n1, x, a.hidden, {write_gate_up, &buffer});
       for (int64_t c = 0; c < count; ++c)
-        swiglu_row(buffer + c * sink.width, static_cast<X*>(a.act) + (first + c) * a.inter + n0 / 2,
-                   (n1 - n0) / 2, a.alpha, a.limit);
+        swiglu_row(values + c * buffer.width, static_cast<X*>(a.act) + (first + c) * a.inter + n0 / 2, pairs,
+                   a.alpha, a.limit);
     }
   });
 }
@@ -118,29 +116,31 @@ void moe_gate_up(const MoeGateUpArgs& a) {
     moe_gate_up_as<float>(a);
 }
 
-struct DownSink {
-  const MoeDownArgs& a;
-  int64_t expert, first;
-  template <int kRows>
-  TRIVIUM_INLINE void write(int64_t n0, int64_t column, const float (&value)[kRows]) {
-    float* y = a.y + (first + column) * a.hidden + n0;
-    for (int r = 0; r < kRows; ++r) y[r] = value[r] + vector_at(a.bias, expert * a.hidden + n0 + r);
-  }
+struct DownTarget {
+  const MoeDownArgs* args;
+  int64_t bias_row;  // place in the bias of output row 0
+  float* y;          // row of the expert's first x row
 };
+
+void write_down(void* context, int64_t n0, int rows, int64_t c0, int cols, const float* out) {
+  const auto& t = *static_cast<const DownTarget*>(context);
+  for (int c = 0; c < cols; ++c)
+    for (int r = 0; r < rows; ++r)
+      t.y[(c0 + c) * t.args->hidden + n0 + r] =
+          out[r * cols + c] + vector_at(t.args->bias, t.bias_row + n0 + r);
+}
 
 template <class X>
 void moe_down_as(const MoeDownArgs& a) {
-  const auto* act = static_cast<const X*>(a.act);
   const int64_t chunks = (a.hidden + kMoeTaskRows - 1) / kMoeTaskRows;
   parallel_for(a.num_experts * chunks, [&](int64_t task, int) {
     const int64_t e = task / chunks, n0 = task % chunks * kMoeTaskRows;
     const int64_t n1 = n0 + kMoeTaskRows < a.hidden ? n0 + kMoeTaskRows : a.hidden;
     const int64_t first = a.offsets[e], count = a.offsets[e + 1] - first;
     if (count == 0) return;
-    DownSink sink{a, e, first};
-    multiply<X>(
-        a.w, e * a.hidden, n0, n1, [&](int64_t c) { return act + (first + c) * a.inter; }, count, a.inter,
-        sink);
+    DownTarget target{&a, e * a.hidden, a.y + first * a.hidden};
+    const Columns<X> x{static_cast<const X*>(a.act) + first * a.inter, a.inter, nullptr, count};
+    multiply<X>(a.w, e * a.hidden, n0, n1, x, a.inter, {write_down, &target});
   });
 }
 

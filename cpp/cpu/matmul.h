@@ -76,10 +76,9 @@ struct MxRows {
 };
 #endif
 
-// out[r][c] = row (row0 + r) of w times x[c].
+// out[r * kCols + c] = row (row0 + r) of w times x[c]. Out of line: one copy of each tile serves every op.
 template <int kRows, int kCols, class X, class Rows>
-TRIVIUM_INLINE void multiply_tile(const Rows& w, int64_t row0, const X* const* x, int64_t k,
-                                  float (&out)[kRows][kCols]) {
+[[gnu::noinline]] void multiply_tile(const Rows& w, int64_t row0, const X* const* x, int64_t k, float* out) {
   using S = Step<X>;
   F32 acc[kRows][kCols];
 #pragma GCC unroll 8
@@ -99,48 +98,76 @@ TRIVIUM_INLINE void multiply_tile(const Rows& w, int64_t row0, const X* const* x
     }
   }
   if (const int tail = static_cast<int>(k - i); tail > 0) {
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const auto wv = w.at(row0 + r, i, tail);
+#pragma GCC unroll 8
       for (int c = 0; c < kCols; ++c) acc[r][c] = S::mac(wv, S::load_x(x[c] + i, tail), acc[r][c]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < kCols; ++c) out[r][c] = reduce_add(acc[r][c]);
+    for (int c = 0; c < kCols; ++c) out[r * kCols + c] = reduce_add(acc[r][c]);
 }
 
-// All x rows [c0, c1) against kRows weight rows at `row` (of `w`) that are output rows n0, n0 + 1, ...
-template <int kRows, class X, class Rows, class RowOf, class Sink>
-TRIVIUM_INLINE void multiply_columns(const Rows& w, int64_t row, int64_t n0, const RowOf& x_row, int64_t c0,
-                                     int64_t c1, int64_t k, Sink& sink) {
-  const X* x[kTileCols];
-  const auto run = [&]<int kCols>(int64_t c) __attribute__((always_inline)) {
-    for (int i = 0; i < kCols; ++i) x[i] = x_row(c + i);
-    float out[kRows][kCols];
-    multiply_tile<kRows, kCols, X>(w, row, x, k, out);
-    for (int i = 0; i < kCols; ++i) {
-      float column[kRows];
-      for (int r = 0; r < kRows; ++r) column[r] = out[r][i];
-      sink.template write<kRows>(n0, c + i, column);
-    }
-  };
-  int64_t c = c0;
-  for (; c + kTileCols <= c1; c += kTileCols) run.template operator()<kTileCols>(c);
-  switch (c1 - c) {
-    case 5:
-      return run.template operator()<5>(c);
-    case 4:
-      return run.template operator()<4>(c);
-    case 3:
-      return run.template operator()<3>(c);
-    case 2:
-      return run.template operator()<2>(c);
-    case 1:
-      return run.template operator()<1>(c);
-    default:
-      return;
+// The x rows of a product: row c is base + index[c] * stride, or base + c * stride without an index.
+template <class X>
+struct Columns {
+  const X* base;
+  int64_t stride;
+  const int32_t* index;
+  int64_t count;
+  TRIVIUM_INLINE const X* row(int64_t c) const { return base + (index ? index[c] : c) * stride; }
+};
+
+// Receives a finished tile: out[r * cols + c] is output row n0 + r of x row c0 + c.
+struct TileSink {
+  void (*write)(void* context, int64_t n0, int rows, int64_t c0, int cols, const float* out);
+  void* context;
+};
+
+// x rows [c0, c1) against kRows weight rows at `row` of `w`, which are output rows n0, n0 + 1, ...
+template <int kRows, class X, class Rows>
+void multiply_columns(const Rows& w, int64_t row, int64_t n0, const Columns<X>& x, int64_t c0, int64_t c1,
+                      int64_t k, const TileSink& sink) {
+  using Tile = void (*)(const Rows&, int64_t, const X* const*, int64_t, float*);
+  static constexpr Tile kTiles[] = {multiply_tile<kRows, 1, X, Rows>, multiply_tile<kRows, 2, X, Rows>,
+                                    multiply_tile<kRows, 3, X, Rows>, multiply_tile<kRows, 4, X, Rows>,
+                                    multiply_tile<kRows, 5, X, Rows>, multiply_tile<kRows, 6, X, Rows>};
+  const X* rows[kTileCols];
+  float out[kRows * kTileCols];
+  for (int64_t c = c0; c < c1; c += kTileCols) {
+    const int cols = c1 - c < kTileCols ? static_cast<int>(c1 - c) : kTileCols;
+    for (int i = 0; i < cols; ++i) rows[i] = x.row(c + i);
+    kTiles[cols - 1](w, row, rows, k, out);
+    sink.write(sink.context, n0, kRows, c, cols, out);
   }
+}
+
+// The same for one weight row or one x row at a time: tails, and products with a single x row.
+template <int kRows, class X, class Rows>
+void multiply_single(const Rows& w, int64_t row, int64_t n0, const Columns<X>& x, int64_t c0, int64_t c1,
+                     int64_t k, const TileSink& sink) {
+  float out[kRows];
+  for (int64_t c = c0; c < c1; ++c) {
+    const X* column = x.row(c);
+    multiply_tile<kRows, 1, X, Rows>(w, row, &column, k, out);
+    sink.write(sink.context, n0, kRows, c, 1, out);
+  }
+}
+
+// Output rows [n0, n1), which are rows offset + n of w.
+template <class X, class Rows>
+void multiply_rows(const Rows& w, int64_t offset, int64_t n0, int64_t n1, const Columns<X>& x, int64_t c0,
+                   int64_t c1, int64_t k, const TileSink& sink) {
+  int64_t n = n0;
+  if (c1 - c0 == 1)
+    for (; n + kStreamRows <= n1; n += kStreamRows)
+      multiply_single<kStreamRows, X>(w, offset + n, n, x, c0, c1, k, sink);
+  for (; n + kTileRows <= n1; n += kTileRows)
+    multiply_columns<kTileRows, X>(w, offset + n, n, x, c0, c1, k, sink);
+  for (; n < n1; ++n) multiply_single<1, X>(w, offset + n, n, x, c0, c1, k, sink);
 }
 
 // Converts weight rows [row, row + count) to X in scratch memory of this thread: [count, k].
@@ -187,41 +214,32 @@ const X* decode_rows(const WeightView& w, int64_t row, int64_t count, int64_t k)
   return panel;
 }
 
-// Weight rows [row_base + n0, row_base + n1) of w [.., k] against `columns` x rows; sink gets output rows
-// n0... Tiles read the stored weights directly where a step can; other formats go through decode_rows.
-template <class X, class RowOf, class Sink>
-void multiply(const WeightView& w, int64_t row_base, int64_t n0, int64_t n1, const RowOf& x_row,
-              int64_t columns, int64_t k, Sink& sink) {
+// Output rows [n0, n1), weight rows row_base + n of w [.., k], against all x rows. Tiles read the stored
+// weights directly where a step can; other formats go through decode_rows.
+template <class X>
+void multiply(const WeightView& w, int64_t row_base, int64_t n0, int64_t n1, const Columns<X>& x, int64_t k,
+              const TileSink& sink) {
   const int64_t fit = kBlockBytes / (k * static_cast<int64_t>(sizeof(X)) + 1) / kTileCols * kTileCols;
   const int64_t block = fit > kTileCols ? fit : kTileCols;
-  const auto rows_of = [&](const auto& rows, int64_t offset, int64_t c0, int64_t c1, int64_t begin,
-                           int64_t end) {
-    int64_t n = begin;
-    if (c1 - c0 == 1)
-      for (; n + kStreamRows <= end; n += kStreamRows)
-        multiply_columns<kStreamRows, X>(rows, offset + n, n, x_row, c0, c1, k, sink);
-    for (; n + kTileRows <= end; n += kTileRows)
-      multiply_columns<kTileRows, X>(rows, offset + n, n, x_row, c0, c1, k, sink);
-    for (; n + 2 <= end; n += 2) multiply_columns<2, X>(rows, offset + n, n, x_row, c0, c1, k, sink);
-    for (; n < end; ++n) multiply_columns<1, X>(rows, offset + n, n, x_row, c0, c1, k, sink);
-  };
-  for (int64_t c0 = 0; c0 < columns; c0 += block) {
-    const int64_t c1 = c0 + block < columns ? c0 + block : columns;
+  for (int64_t c0 = 0; c0 < x.count; c0 += block) {
+    const int64_t c1 = c0 + block < x.count ? c0 + block : x.count;
     if (w.format == WeightFormat::bf16) {
-      rows_of(DenseRows<X, bf16>{static_cast<const bf16*>(w.data), k}, row_base, c0, c1, n0, n1);
+      multiply_rows<X>(DenseRows<X, bf16>{static_cast<const bf16*>(w.data), k}, row_base, n0, n1, x, c0, c1,
+                       k, sink);
       continue;
     }
     if constexpr (std::is_same_v<X, float>) {
       if (w.format == WeightFormat::f32) {
-        rows_of(DenseRows<X, float>{static_cast<const float*>(w.data), k}, row_base, c0, c1, n0, n1);
+        multiply_rows<X>(DenseRows<X, float>{static_cast<const float*>(w.data), k}, row_base, n0, n1, x, c0,
+                         c1, k, sink);
         continue;
       }
     }
 #if defined(__AVX512BF16__)
     if constexpr (std::is_same_v<X, bf16>) {
-      if (w.format == WeightFormat::mxfp4 && columns <= kTileCols) {
-        rows_of(MxRows{static_cast<const uint8_t*>(w.data), w.scales, k / kMxBlock}, row_base, c0, c1, n0,
-                n1);
+      if (w.format == WeightFormat::mxfp4 && x.count <= kTileCols) {
+        multiply_rows<X>(MxRows{static_cast<const uint8_t*>(w.data), w.scales, k / kMxBlock}, row_base, n0,
+                         n1, x, c0, c1, k, sink);
         continue;
       }
     }
@@ -229,7 +247,7 @@ void multiply(const WeightView& w, int64_t row_base, int64_t n0, int64_t n1, con
     for (int64_t n = n0; n < n1; n += kTileRows) {
       const int64_t end = n + kTileRows < n1 ? n + kTileRows : n1;
       const X* panel = decode_rows<X>(w, row_base + n, end - n, k);
-      rows_of(DenseRows<X, X>{panel, k}, -n, c0, c1, n, end);
+      multiply_rows<X>(DenseRows<X, X>{panel, k}, -n, n, end, x, c0, c1, k, sink);
     }
   }
 }
