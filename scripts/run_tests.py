@@ -91,7 +91,9 @@ def print_summary(suites: list[Suite]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--python", type=Path)
     parser.add_argument("--jobs", type=int, default=2)

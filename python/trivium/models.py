@@ -157,7 +157,9 @@ class Model:
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """Continues one prompt token by token: an iterator of Pieces."""
-        return Stream(self._engine.stream(self._request(prompt, _settings(options))), self.tokenizer is not None)
+        return Stream(
+            self._engine.stream(self._request(prompt, _settings(options))), self.tokenizer is not None
+        )
 
     def chat(
         self,

@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 import trivium
 
-DTYPES = ["float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "bool"]
+DTYPES = [
+    "float32",
+    "float16",
+    "float64",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "uint16",
+    "uint32",
+    "bool",
+]
 
 
 def address(a):
@@ -164,7 +176,9 @@ def test_dlpack_arguments():
     assert t.__dlpack_device__() == (1, 0)
     assert '"dltensor"' in repr(t.__dlpack__(max_version=(0, 8)))
     assert '"dltensor_versioned"' in repr(t.__dlpack__(max_version=(1, 1)))
-    assert '"dltensor_versioned"' in repr(t.__dlpack__(stream=None, max_version=(9, 0), dl_device=(1, 0), copy=False))
+    assert '"dltensor_versioned"' in repr(
+        t.__dlpack__(stream=None, max_version=(9, 0), dl_device=(1, 0), copy=False)
+    )
     with pytest.raises(ValueError, match="stream"):
         t.__dlpack__(stream=1)
     with pytest.raises(BufferError, match=r"\(2, 0\)"):
