@@ -29,47 +29,47 @@ Precision parse_precision(std::string_view text);  // "auto", "float32"/"fp32", 
 struct LoadOptions {
   Device device;
   Precision precision = Precision::automatic;
-  std::string tokenizer_path;                      // empty: the model folder's own
+  std::string tokenizer_path;  // empty: the model folder's own
   bool load_tokenizer = true;
   io::LoadMode load_mode = io::LoadMode::automatic;  // getp --load
-  bool check_weights = true;                       // scans for NaN/Inf in dense weights and bad MXFP4 scales
+  bool check_weights = true;  // scans for NaN/Inf in dense weights and bad MXFP4 scales
   // Called now and then while loading with (bytes done, bytes in all).
   std::function<void(int64_t, int64_t)> on_progress;
   const CancelToken* cancel = nullptr;
 };
 
 struct ModelInfo {
-  std::string model_type;               // "gpt_oss"
+  std::string model_type;  // "gpt_oss"
   std::string path;
   int32_t vocab_size = 0;
-  int64_t max_positions = 0;            // prompt + generated
-  std::vector<int32_t> stop_ids;        // generation_config.json (config.json's eos when that is absent)
-  Precision precision = Precision::float32;   // resolved, never automatic
+  int64_t max_positions = 0;                 // prompt + generated
+  std::vector<int32_t> stop_ids;             // generation_config.json (config.json's eos when that is absent)
+  Precision precision = Precision::float32;  // resolved, never automatic
   Device device;
   int64_t weight_bytes = 0;
-  uint64_t fingerprint = 0;             // of weights and config, for the journal
-  std::string config_json;              // config.json as read; "{}" for formats without one
+  uint64_t fingerprint = 0;  // of weights and config, for the journal
+  std::string config_json;   // config.json as read; "{}" for formats without one
 };
 
 // One run of consecutive tokens of one sequence inside a step.
 struct Segment {
-  int slot = 0;                         // state slot, in [0, num_slots)
-  int64_t start = 0;                    // position of the first token = tokens of the slot already processed
-  int64_t count = 0;                    // tokens of this segment, >= 1
+  int slot = 0;       // state slot, in [0, num_slots)
+  int64_t start = 0;  // position of the first token = tokens of the slot already processed
+  int64_t count = 0;  // tokens of this segment, >= 1
   enum class Logits { none, last, all } logits = Logits::last;
 };
 
 struct Batch {
-  std::span<const int32_t> tokens;      // all segments' tokens, one after another
-  std::span<const Segment> segments;    // at most one segment a slot
+  std::span<const int32_t> tokens;    // all segments' tokens, one after another
+  std::span<const Segment> segments;  // at most one segment a slot
 };
 
 struct StateOptions {
   int num_slots = 1;
-  int64_t max_length = 0;               // longest sequence (prompt + generated) any slot will hold
-  int64_t max_step_tokens = 256;        // most tokens in one forward()
-  Dtype kv_dtype = Dtype::f32;          // f32 or bf16
-  int64_t budget_bytes = 0;             // 0: enough for num_slots sequences of max_length
+  int64_t max_length = 0;         // longest sequence (prompt + generated) any slot will hold
+  int64_t max_step_tokens = 256;  // most tokens in one forward()
+  Dtype kv_dtype = Dtype::f32;    // f32 or bf16
+  int64_t budget_bytes = 0;       // 0: enough for num_slots sequences of max_length
 };
 
 // The states of up to num_slots sequences.
@@ -79,22 +79,22 @@ class SequenceStates {
   // Makes room in `slot` for positions [0, length). False when memory is exhausted: the scheduler then
   // preempts another sequence. Growing keeps what is there.
   virtual bool reserve(int slot, int64_t length) = 0;
-  virtual void release(int slot) = 0;                  // forgets the sequence; the slot is free again
+  virtual void release(int slot) = 0;  // forgets the sequence; the slot is free again
   // Makes the released slot `to` a copy of slot `from`; both then grow apart. False when memory is exhausted
   // or the model cannot: `to` stays released. Lets a chat keep the state of its prompt while it generates.
   virtual bool copy(int /*from*/, int /*to*/) { return false; }
-  virtual int64_t bytes() const = 0;                   // allocated in all
+  virtual int64_t bytes() const = 0;  // allocated in all
   virtual int num_slots() const = 0;
   // Whether one sequence of `length` fits when all other slots are empty.
   virtual bool can_ever_hold(int64_t length) const = 0;
-  virtual void touch() = 0;                            // writes every page once, so that later steps never fault
+  virtual void touch() = 0;  // writes every page once, so that later steps never fault
 };
 
 class Model {
  public:
   virtual ~Model() = default;
   virtual const ModelInfo& info() const = 0;
-  virtual Dtype default_kv_dtype() const = 0;          // follows the precision
+  virtual Dtype default_kv_dtype() const = 0;                          // follows the precision
   virtual int64_t state_bytes(const StateOptions& options) const = 0;  // what make_states would allocate
   virtual std::unique_ptr<SequenceStates> make_states(const StateOptions& options) const = 0;
   // Processes the batch and updates the states. Returns logits [rows, vocab_size] f32 on the model's
@@ -105,7 +105,9 @@ class Model {
   virtual Tensor forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel = nullptr) = 0;
   // Reads all weights once, so that the first step is as fast as the next.
   virtual void warm_up() {}
-  const std::shared_ptr<const io::Tokenizer>& tokenizer() const { return tokenizer_; }  // null when there is none
+  const std::shared_ptr<const io::Tokenizer>& tokenizer() const {
+    return tokenizer_;
+  }  // null when there is none
 
  protected:
   std::shared_ptr<const io::Tokenizer> tokenizer_;

@@ -1,0 +1,267 @@
+#include "models/moe/config.h"
+
+#include <cmath>
+#include <limits>
+
+namespace trivium::moe {
+namespace {
+
+// Reads keys and collects what is wrong with them, so that one error shows everything.
+class Reader {
+ public:
+  Reader(const io::JsonValue& json, std::string name) : json_(json), name_(std::move(name)) {}
+
+  // The first of `keys` that is present.
+  const io::JsonValue* find(std::initializer_list<const char*> keys) const {
+    for (const char* key : keys)
+      if (const io::JsonValue* value = json_.find(key)) return value;
+    return nullptr;
+  }
+
+  int64_t integer(std::initializer_list<const char*> keys, std::optional<int64_t> fallback = {}) {
+    const io::JsonValue* value = find(keys);
+    if (!value) {
+      if (!fallback) problem(concat("\"", *keys.begin(), "\" is missing"));
+      return fallback.value_or(0);
+    }
+    if (!value->is_integer()) {
+      problem(concat("\"", *keys.begin(), "\" is not an integer"));
+      return fallback.value_or(0);
+    }
+    return value->integer();
+  }
+
+  double number(std::initializer_list<const char*> keys, double fallback) {
+    const io::JsonValue* value = find(keys);
+    if (!value) return fallback;
+    if (!value->is_number()) {
+      problem(concat("\"", *keys.begin(), "\" is not a number"));
+      return fallback;
+    }
+    return value->number();
+  }
+
+  bool boolean(const char* key, bool fallback) {
+    const io::JsonValue* value = find({key});
+    if (!value) return fallback;
+    if (!value->boolean()) problem(concat("\"", key, "\" is not true or false"));
+    return value->boolean() ? *value->boolean() : fallback;
+  }
+
+  void problem(const std::string& text) { problems_ += (problems_.empty() ? "" : "; ") + text; }
+  void require(bool holds, const std::string& text) {
+    if (!holds) problem(text);
+  }
+  void finish() const {
+    if (!problems_.empty()) throw ModelFormatError(concat(name_, ": ", problems_));
+  }
+
+ private:
+  const io::JsonValue& json_;
+  std::string name_, problems_;
+};
+
+void read_rope(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
+  const io::JsonValue* nested = json.find("rope_parameters");
+  if (!nested) nested = json.find("rope_scaling");
+  static const io::JsonValue kNone;
+  Reader rope(nested ? *nested : kNone, "");
+  c.rope.theta = nested && nested->find("rope_theta") ? rope.number({"rope_theta"}, 0)
+                                                      : reader.number({"rope_theta"}, 150000);
+  std::string type = "default";
+  if (const io::JsonValue* value = rope.find({"rope_type", "type"}))
+    type = value->string() ? *value->string() : "?";
+  reader.require(type == "yarn" || type == "default",
+                 concat("rope_type is \"", printable(type), "\", expected yarn or default"));
+  c.rope.factor = type == "yarn" ? rope.number({"factor"}, 32) : 1;
+  c.rope.beta_fast = rope.number({"beta_fast"}, 32);
+  c.rope.beta_slow = rope.number({"beta_slow"}, 1);
+  c.rope.original_context =
+      rope.number({"original_max_position_embeddings"}, reader.number({"initial_context_length"}, 4096));
+  c.rope.truncate = rope.boolean("truncate", type == "yarn" && !nested->find("truncate"));
+  if (type != "yarn") return;
+  if (nested->find("attention_factor")) {
+    c.rope.attention_factor = rope.number({"attention_factor"}, 1);
+  } else if (nested->find("mscale") && nested->find("mscale_all_dim")) {
+    const double log_factor = 0.1 * std::log(std::max(c.rope.factor, 1.0));
+    const double all = rope.number({"mscale_all_dim"}, 1);
+    c.rope.attention_factor = (rope.number({"mscale"}, 1) * log_factor + 1) / (all * log_factor + 1);
+  }
+  try {
+    rope.finish();
+  } catch (const ModelFormatError& e) {
+    reader.problem(concat("rope_scaling", e.what()));
+  }
+}
+
+void read_layer_types(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
+  const io::JsonValue* types = json.find("layer_types");
+  for (int64_t l = 0; l < c.num_layers && !types; ++l) c.sliding.push_back(l % 2 == 0);
+  if (!types) return;
+  if (!types->array()) return reader.problem("\"layer_types\" is not a list");
+  for (const io::JsonValue& type : *types->array()) {
+    const std::string text = type.string() ? *type.string() : "?";
+    reader.require(
+        text == "sliding_attention" || text == "full_attention",
+        concat("layer_types holds \"", printable(text), "\", expected sliding_attention or full_attention"));
+    c.sliding.push_back(text == "sliding_attention");
+  }
+  reader.require(
+      static_cast<int64_t>(c.sliding.size()) == c.num_layers,
+      concat("layer_types has ", c.sliding.size(), " entries, num_hidden_layers is ", c.num_layers));
+}
+
+void read_eos(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
+  const io::JsonValue* eos = json.find("eos_token_id");
+  if (!eos) return;
+  const auto add = [&](const io::JsonValue& id) {
+    const bool good =
+        id.is_integer() && id.integer() >= 0 && id.integer() <= std::numeric_limits<int32_t>::max();
+    reader.require(good, "\"eos_token_id\" is not a token id");
+    if (good) c.eos_ids.push_back(static_cast<int32_t>(id.integer()));
+  };
+  if (!eos->array()) return add(*eos);
+  for (const io::JsonValue& id : *eos->array()) add(id);
+}
+
+// Everything a kernel or an allocation relies on.
+void validate(Reader& r, const MoeConfig& c) {
+  const auto in_range = [&](const char* key, int64_t value, int64_t low, int64_t high) {
+    r.require(low <= value && value <= high,
+              concat("\"", key, "\" is ", value, ", expected ", low, " to ", high));
+    return low <= value && value <= high;
+  };
+  bool sizes = in_range("vocab_size", c.vocab_size, 1, 1 << 24);
+  sizes &= in_range("hidden_size", c.hidden_size, 1, 1 << 20);
+  sizes &= in_range("intermediate_size", c.intermediate_size, 1, 1 << 20);
+  sizes &= in_range("num_hidden_layers", c.num_layers, 1, 4096);
+  sizes &= in_range("num_attention_heads", c.num_heads, 1, 1 << 14);
+  sizes &= in_range("num_key_value_heads", c.num_kv_heads, 1, 1 << 14);
+  sizes &= in_range("head_dim", c.head_dim, 2, 1 << 14);
+  sizes &= in_range("num_local_experts", c.num_experts, 1, 1 << 16);
+  sizes &= in_range("max_position_embeddings", c.max_positions, 1, 1 << 30);
+  in_range("sliding_window", c.sliding_window, 0, 1 << 30);
+  if (!sizes) return;
+  in_range("num_experts_per_tok", c.top_k, 1, c.num_experts);
+  r.require(c.num_heads % c.num_kv_heads == 0,
+            concat("num_attention_heads ", c.num_heads, " is not a multiple of num_key_value_heads ",
+                   c.num_kv_heads));
+  r.require(c.head_dim % 2 == 0, concat("head_dim ", c.head_dim, " is odd"));
+  if (c.mxfp4) {
+    r.require(c.hidden_size % 32 == 0,
+              concat("hidden_size ", c.hidden_size, " is not a multiple of 32 (MXFP4)"));
+    r.require(c.intermediate_size % 32 == 0,
+              concat("intermediate_size ", c.intermediate_size, " is not a multiple of 32 (MXFP4)"));
+  }
+  for (const bool sliding : c.sliding)
+    if (sliding && c.sliding_window == 0) {
+      r.problem("\"sliding_window\" is 0, but there are sliding_attention layers");
+      break;
+    }
+  const auto positive = [&](const char* key, double value) {
+    r.require(std::isfinite(value) && value > 0,
+              concat("\"", key, "\" is ", value, ", expected a positive number"));
+  };
+  positive("rms_norm_eps", c.rms_norm_eps);
+  positive("swiglu_limit", c.swiglu_limit);
+  r.require(std::isfinite(c.swiglu_alpha), concat("\"swiglu_alpha\" is ", c.swiglu_alpha));
+  r.require(c.rope.theta > 1 && c.rope.theta <= 1e12,
+            concat("\"rope_theta\" is ", c.rope.theta, ", expected 1 to 1e12"));
+  positive("rope factor", c.rope.factor);
+  positive("beta_fast", c.rope.beta_fast);
+  positive("beta_slow", c.rope.beta_slow);
+  positive("original_max_position_embeddings", c.rope.original_context);
+}
+
+void alternate_layers(MoeConfig& c) {
+  for (int64_t l = 0; l < std::min<int64_t>(c.num_layers, 4096); ++l)
+    c.sliding.push_back(c.sliding_window > 0 && l % 2 == 0);
+}
+
+}  // namespace
+
+MoeConfig parse_hf_config(const io::JsonValue& json, const std::string& name) {
+  Reader r(json, name);
+  MoeConfig c;
+  c.vocab_size = r.integer({"vocab_size"});
+  c.hidden_size = r.integer({"hidden_size"});
+  c.intermediate_size = r.integer({"intermediate_size"});
+  c.num_layers = r.integer({"num_hidden_layers"});
+  c.num_heads = r.integer({"num_attention_heads"});
+  c.num_kv_heads = r.integer({"num_key_value_heads"});
+  c.head_dim = r.integer({"head_dim"});
+  c.num_experts = r.integer({"num_local_experts", "num_experts"});
+  c.top_k = r.integer({"num_experts_per_tok", "experts_per_token"});
+  c.sliding_window = r.integer({"sliding_window"}, 0);
+  c.max_positions = r.integer({"max_position_embeddings"}, 131072);
+  c.rms_norm_eps = r.number({"rms_norm_eps"}, 1e-5);
+  c.swiglu_limit = r.number({"swiglu_limit"}, 7.0);
+  c.swiglu_alpha = r.number({"swiglu_alpha"}, 1.702);
+  c.attention_bias = r.boolean("attention_bias", true);
+  c.tie_word_embeddings = r.boolean("tie_word_embeddings", false);
+  if (const io::JsonValue* quantization = json.find("quantization_config")) {
+    const io::JsonValue* method = quantization->find("quant_method");
+    const std::string text = method && method->string() ? *method->string() : "?";
+    r.require(text == "mxfp4", concat("quant_method is \"", printable(text), "\", expected mxfp4"));
+    c.mxfp4 = true;
+  }
+  if (c.num_layers >= 1 && c.num_layers <= 4096) read_layer_types(r, json, c);
+  read_rope(r, json, c);
+  read_eos(r, json, c);
+  validate(r, c);
+  r.finish();
+  return c;
+}
+
+MoeConfig parse_openai_config(const io::JsonValue& json, const std::string& name) {
+  Reader r(json, name);
+  MoeConfig c;
+  c.vocab_size = r.integer({"vocab_size"});
+  c.hidden_size = r.integer({"hidden_size"});
+  c.intermediate_size = r.integer({"intermediate_size"});
+  c.num_layers = r.integer({"num_hidden_layers"});
+  c.num_heads = r.integer({"num_attention_heads"});
+  c.num_kv_heads = r.integer({"num_key_value_heads"});
+  c.head_dim = r.integer({"head_dim"});
+  c.num_experts = r.integer({"num_experts"});
+  c.top_k = r.integer({"experts_per_token"});
+  c.sliding_window = r.integer({"sliding_window"}, 0);
+  c.swiglu_limit = r.number({"swiglu_limit"}, 7.0);
+  c.rope.theta = r.number({"rope_theta"}, 150000);
+  c.rope.factor = r.number({"rope_scaling_factor"}, 32);
+  c.rope.beta_fast = r.number({"rope_ntk_beta"}, 32);
+  c.rope.beta_slow = r.number({"rope_ntk_alpha"}, 1);
+  c.rope.original_context = r.number({"initial_context_length"}, 4096);
+  c.mxfp4 = true;
+  alternate_layers(c);
+  validate(r, c);
+  r.finish();
+  return c;
+}
+
+MoeConfig from_flat_bin(const io::FlatBinHeader& h, const std::string& name) {
+  static const io::JsonValue kNone;
+  Reader r(kNone, name);
+  MoeConfig c;
+  c.vocab_size = h.vocab_size;
+  c.hidden_size = h.hidden_size;
+  c.intermediate_size = h.intermediate_size;
+  c.num_layers = h.num_layers;
+  c.num_heads = h.num_heads;
+  c.num_kv_heads = h.num_kv_heads;
+  c.head_dim = h.head_dim;
+  c.num_experts = h.num_experts;
+  c.top_k = h.experts_per_token;
+  c.sliding_window = h.sliding_window;
+  c.swiglu_limit = h.swiglu_limit;
+  c.rope.theta = h.rope_theta;
+  c.rope.factor = h.rope_scaling_factor;
+  c.rope.original_context = h.initial_context_length;
+  // The file's seq_len sizes the predecessor's buffers; it does not bound the model.
+  alternate_layers(c);
+  validate(r, c);
+  r.finish();
+  return c;
+}
+
+}  // namespace trivium::moe

@@ -1,0 +1,92 @@
+// The KV cache of many sequences, in pages of 16 positions, and the step's work memory.
+#pragma once
+
+#include <vector>
+
+#include "models/model.h"
+#include "models/moe/config.h"
+#include "ops/args.h"
+
+namespace trivium::moe {
+
+inline constexpr int64_t kPageSize =
+    16;  // positions; a decode step then touches whole cache lines of one head
+
+// Pages of one kind of layer: all full layers share page numbers, all sliding layers do. Full layers keep
+// every position; sliding ones a ring of `window - 1 + max_step_tokens` positions, enough for the past a
+// window sees and a whole step written before it is read.
+class PagePool {
+ public:
+  PagePool(const MoeConfig& config, int64_t num_layers, int64_t num_pages, int num_slots,
+           int64_t blocks_per_slot, Dtype dtype);
+  // Grows the slot to `blocks` pages (its ring at most); false, changing nothing, when too few are free.
+  bool grow(int slot, int64_t blocks);
+  void release(int slot);
+  void copy_slot(int from, int to);   // both hold equally many pages
+  PagedKv view(int64_t layer) const;  // layer counts within the pool
+  int64_t blocks_per_slot() const { return blocks_per_slot_; }
+  int64_t num_pages() const { return num_pages_; }
+  int64_t bytes() const { return k_.nbytes() + v_.nbytes(); }
+  void touch();
+
+ private:
+  int64_t layer_bytes() const;
+  Tensor k_, v_;        // [num_layers, num_pages, num_kv_heads, kPageSize, head_dim] dtype
+  Tensor block_table_;  // i32 [num_slots, blocks_per_slot]
+  int64_t num_layers_, num_pages_, blocks_per_slot_, page_elements_;
+  std::vector<int32_t> free_;               // page numbers, taken from the back
+  std::vector<std::vector<int32_t>> held_;  // by slot
+};
+
+// Memory of one forward(), allocated once. T = max_step_tokens.
+struct Workspace {
+  Workspace(const MoeConfig& config, int64_t max_step_tokens, Dtype activation);
+  Tensor ids, slots, positions;         // i32 [T]
+  Tensor inv_freq;                      // f64 [D / 2]
+  Tensor rope;                          // f32 [T, D / 2, 2]
+  Tensor x;                             // f32 [T, H], the residual stream
+  Tensor normed;                        // [T, H] activation dtype
+  Tensor qkv;                           // f32 [T, (Nq + 2 Nk) D]
+  Tensor attended;                      // [T, Nq D] activation dtype
+  Tensor router_logits;                 // f32 [T, E]
+  Tensor experts, expert_weights;       // i32, f32 [T, K]
+  Tensor offsets;                       // i32 [E + 1]
+  Tensor tokens_of_row, row_of_choice;  // i32 [T K]
+  Tensor act;                           // [T K, I] activation dtype
+  Tensor expert_out;                    // f32 [T K, H]
+  Tensor logits;                        // f32 [rows asked for, V], grown when more are asked for
+  int64_t bytes() const;
+};
+
+class MoeStates : public SequenceStates {
+ public:
+  MoeStates(const MoeConfig& config, const StateOptions& options, Dtype activation);
+  bool reserve(int slot, int64_t length) override;
+  void release(int slot) override;
+  bool copy(int from, int to) override;
+  int64_t bytes() const override;
+  int num_slots() const override { return options_.num_slots; }
+  bool can_ever_hold(int64_t length) const override;
+  void touch() override;
+
+  PagedKv kv(int64_t layer) const;
+  int64_t reserved(int slot) const { return length_[static_cast<size_t>(slot)]; }
+  const StateOptions& options() const { return options_; }
+  Workspace work;
+
+  // Page numbers for `options`: what state_bytes reports and the constructor allocates.
+  struct Plan {
+    int64_t full_layers, sliding_layers, full_blocks, ring_blocks, full_pages, ring_pages, bytes;
+  };
+  static Plan plan(const MoeConfig& config, const StateOptions& options);
+
+ private:
+  const MoeConfig& config_;
+  StateOptions options_;
+  Plan plan_;
+  PagePool full_, ring_;
+  std::vector<int64_t> length_;         // by slot: positions reserved
+  std::vector<int64_t> index_in_pool_;  // by layer
+};
+
+}  // namespace trivium::moe

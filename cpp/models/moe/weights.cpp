@@ -1,0 +1,193 @@
+#include "models/moe/weights.h"
+
+#include <set>
+
+#include "core/log.h"
+#include "models/scan.h"
+
+namespace trivium::moe {
+namespace {
+
+// Takes tensors out of the archive by name, checking shapes, and remembers which were missing.
+class Source {
+ public:
+  Source(const io::TensorArchive& archive, const std::string& path, const LoadOptions& options)
+      : archive_(archive), path_(path), scan_(options) {
+    scan_.expect(archive.total_bytes());
+  }
+
+  // Dense tensor of exactly `shape`; undefined (and noted) when missing.
+  Tensor dense(const std::string& name, const Shape& shape) {
+    used_.insert(name);
+    if (!archive_.contains(name)) {
+      missing_.push_back(name);
+      return {};
+    }
+    const Tensor t = archive_.tensor(name);
+    if (!(t.shape() == shape))
+      throw ModelFormatError(
+          concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.shape(), ", expected ", shape));
+    if (t.dtype() != Dtype::bf16 && t.dtype() != Dtype::f16 && t.dtype() != Dtype::f32)
+      throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.dtype(),
+                                    ", expected bfloat16, float16 or float32"));
+    scan_.dense(t, archive_.file_of(name), name);
+    return t;
+  }
+
+  ops::Weight matrix(const std::string& name, const Shape& shape) {
+    const Tensor t = dense(name, shape);
+    return t.data() ? ops::Weight::dense(t, name.c_str()) : ops::Weight{};
+  }
+
+  // MXFP4 pair of the logical shape [E, rows, cols].
+  ops::Weight mxfp4(const std::string& blocks_name, const std::string& scales_name, const Shape& shape) {
+    const Shape blocks_shape{shape[0], shape[1], shape[2] / kMxBlock, kMxBlockBytes};
+    const Tensor blocks = bytes(blocks_name, blocks_shape);
+    const Tensor scales = bytes(scales_name, {shape[0], shape[1], shape[2] / kMxBlock});
+    if (!blocks.data() || !scales.data()) return {};
+    scan_.scales(scales, archive_.file_of(scales_name), scales_name);
+    scan_.skip(blocks.nbytes());
+    return ops::Weight::mxfp4(blocks, scales, blocks_name.c_str());
+  }
+
+  // Dense experts stored [E, in, out] as a [E, out, in] matrix in memory of our own.
+  ops::Weight transposed(const std::string& name, const Shape& shape) {
+    const Tensor stored = dense(name, {shape[0], shape[2], shape[1]});
+    if (!stored.data()) return {};
+    return ops::Weight::dense(
+        transpose_experts(stored, [&](const Tensor& done) { archive_.drop_pages(done); }), name.c_str());
+  }
+
+  bool has(const std::string& name) const { return archive_.contains(name); }
+
+  void finish() const {
+    if (!missing_.empty()) {
+      std::string list;
+      for (size_t i = 0; i < missing_.size() && i < 5; ++i) list += (i ? ", " : "") + missing_[i];
+      if (missing_.size() > 5) list += concat(" and ", missing_.size() - 5, " more");
+      throw ModelFormatError(concat(path_, ": missing tensors: ", list));
+    }
+    size_t extra = 0;
+    std::string first;
+    for (const auto& [name, entry] : archive_.entries())
+      if (!used_.contains(name) && extra++ == 0) first = name;
+    if (extra > 0)
+      warn(concat(archive_.file_of(first), ": ", extra, " tensor(s) are not used, the first is \"",
+                  printable(first), "\""));
+  }
+
+ private:
+  Tensor bytes(const std::string& name, const Shape& shape) {
+    used_.insert(name);
+    if (!archive_.contains(name)) {
+      missing_.push_back(name);
+      return {};
+    }
+    const Tensor t = archive_.tensor(name);
+    if (t.dtype() != Dtype::u8 || !(t.shape() == shape))
+      throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.shape(), " ",
+                                    t.dtype(), ", expected ", shape, " uint8"));
+    return t;
+  }
+
+  const io::TensorArchive& archive_;
+  const std::string path_;
+  WeightScan scan_;
+  std::set<std::string> used_;
+  std::vector<std::string> missing_;
+};
+
+// Experts under either spelling: NAME_blocks + NAME_scales, or dense NAME.
+ops::Weight hf_experts(Source& source, const std::string& name, const Shape& shape, bool mxfp4) {
+  if (mxfp4 || source.has(name + "_blocks")) return source.mxfp4(name + "_blocks", name + "_scales", shape);
+  return source.transposed(name, shape);
+}
+
+LayerWeights hf_layer(Source& s, const MoeConfig& c, int64_t layer) {
+  const std::string p = concat("model.layers.", layer, ".");
+  const int64_t H = c.hidden_size, E = c.num_experts, I = c.intermediate_size;
+  const auto bias = [&](const char* name, int64_t size) {
+    return c.attention_bias || s.has(p + name) ? s.dense(p + name, {size}) : Tensor();
+  };
+  LayerWeights w;
+  w.input_norm = s.dense(p + "input_layernorm.weight", {H});
+  w.q = s.matrix(p + "self_attn.q_proj.weight", {c.q_dim(), H});
+  w.q_bias = bias("self_attn.q_proj.bias", c.q_dim());
+  w.k = s.matrix(p + "self_attn.k_proj.weight", {c.kv_dim(), H});
+  w.k_bias = bias("self_attn.k_proj.bias", c.kv_dim());
+  w.v = s.matrix(p + "self_attn.v_proj.weight", {c.kv_dim(), H});
+  w.v_bias = bias("self_attn.v_proj.bias", c.kv_dim());
+  w.o = s.matrix(p + "self_attn.o_proj.weight", {H, c.q_dim()});
+  w.o_bias = bias("self_attn.o_proj.bias", H);
+  w.sinks = s.dense(p + "self_attn.sinks", {c.num_heads});
+  w.post_norm = s.dense(p + "post_attention_layernorm.weight", {H});
+  w.router = s.matrix(p + "mlp.router.weight", {E, H});
+  w.router_bias = s.dense(p + "mlp.router.bias", {E});
+  w.gate_up = hf_experts(s, p + "mlp.experts.gate_up_proj", {E, 2 * I, H}, c.mxfp4);
+  w.gate_up_bias = s.dense(p + "mlp.experts.gate_up_proj_bias", {E, 2 * I});
+  w.down = hf_experts(s, p + "mlp.experts.down_proj", {E, H, I}, c.mxfp4);
+  w.down_bias = s.dense(p + "mlp.experts.down_proj_bias", {E, H});
+  return w;
+}
+
+// One matrix of all q rows, then k, then v, seen as three.
+void split_qkv(const Tensor& weight, const Tensor& bias, const MoeConfig& c, LayerWeights& w) {
+  if (!weight.data() || !bias.data()) return;
+  const int64_t k = c.q_dim(), v = k + c.kv_dim(), end = v + c.kv_dim();
+  w.q = ops::Weight::dense(weight.slice(0, k), "qkv.weight");
+  w.k = ops::Weight::dense(weight.slice(k, v), "qkv.weight");
+  w.v = ops::Weight::dense(weight.slice(v, end), "qkv.weight");
+  w.q_bias = bias.slice(0, k);
+  w.k_bias = bias.slice(k, v);
+  w.v_bias = bias.slice(v, end);
+}
+
+LayerWeights openai_layer(Source& s, const MoeConfig& c, int64_t layer) {
+  const std::string p = concat("block.", layer, ".");
+  const int64_t H = c.hidden_size, E = c.num_experts, I = c.intermediate_size,
+                qkv = c.q_dim() + 2 * c.kv_dim();
+  // model.bin holds dense experts in the logical order, the safetensors release MXFP4.
+  const auto experts = [&](const std::string& name, const Shape& shape) {
+    return s.has(p + name) ? s.matrix(p + name, shape)
+                           : s.mxfp4(p + name + ".blocks", p + name + ".scales", shape);
+  };
+  LayerWeights w;
+  w.input_norm = s.dense(p + "attn.norm.scale", {H});
+  split_qkv(s.dense(p + "attn.qkv.weight", {qkv, H}), s.dense(p + "attn.qkv.bias", {qkv}), c, w);
+  w.sinks = s.dense(p + "attn.sinks", {c.num_heads});
+  w.o = s.matrix(p + "attn.out.weight", {H, c.q_dim()});
+  w.o_bias = s.dense(p + "attn.out.bias", {H});
+  w.post_norm = s.dense(p + "mlp.norm.scale", {H});
+  w.router = s.matrix(p + "mlp.gate.weight", {E, H});
+  w.router_bias = s.dense(p + "mlp.gate.bias", {E});
+  w.gate_up = experts("mlp.mlp1_weight", {E, 2 * I, H});
+  w.gate_up_bias = s.dense(p + "mlp.mlp1_bias", {E, 2 * I});
+  w.down = experts("mlp.mlp2_weight", {E, H, I});
+  w.down_bias = s.dense(p + "mlp.mlp2_bias", {E, H});
+  return w;
+}
+
+}  // namespace
+
+MoeWeights load_weights(const std::shared_ptr<const io::TensorArchive>& archive, const std::string& path,
+                        const MoeConfig& c, Layout layout, const LoadOptions& options) {
+  Source source(*archive, path, options);
+  const bool hf = layout == Layout::hugging_face;
+  const Shape table{c.vocab_size, c.hidden_size};
+  const char* unembedding = hf ? "lm_head.weight" : "unembedding.weight";
+  MoeWeights w;
+  w.archive = archive;
+  w.embedding = source.dense(hf ? "model.embed_tokens.weight" : "embedding.weight", table);
+  for (int64_t l = 0; l < c.num_layers; ++l)
+    w.layers.push_back(hf ? hf_layer(source, c, l) : openai_layer(source, c, l));
+  w.final_norm = source.dense(hf ? "model.norm.weight" : "norm.scale", {c.hidden_size});
+  if (c.tie_word_embeddings && !source.has(unembedding) && w.embedding.data())
+    w.unembedding = ops::Weight::dense(w.embedding, unembedding);
+  else
+    w.unembedding = source.matrix(unembedding, table);
+  source.finish();
+  archive->check_unchanged();
+  return w;
+}
+
+}  // namespace trivium::moe

@@ -1,0 +1,34 @@
+// Work on weights while a model loads: looking for values no model can have, and transposing.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "core/tensor.h"
+#include "models/model.h"
+
+namespace trivium {
+
+// Scans tensors in parallel, reports progress in bytes and stops when cancelled. ModelFormatError names the
+// file, the tensor and the place of the first bad value.
+class WeightScan {
+ public:
+  explicit WeightScan(const LoadOptions& options);
+  void dense(const Tensor& t, const std::string& file, const std::string& name);   // no NaN, no infinity
+  void scales(const Tensor& t, const std::string& file, const std::string& name);  // E8M0 bytes at most 252
+  void skip(int64_t bytes);                                                        // counts as done
+  void expect(int64_t bytes) { total_ = bytes; }
+
+ private:
+  const LoadOptions& options_;
+  int64_t done_ = 0, total_ = 0;
+};
+
+// [experts, rows, cols] f32/bf16/f16 -> [experts, cols, rows], expert by expert; `done` gets each expert of
+// the source when it was read for the last time.
+Tensor transpose_experts(const Tensor& stored, const std::function<void(const Tensor&)>& done);
+
+// Reads one byte of every page, in parallel, so that a later step finds the weights in memory.
+void touch_pages(const Tensor& t);
+
+}  // namespace trivium
