@@ -39,7 +39,7 @@ Tensor tensor_from_python(const py::handle& value, std::optional<bool> copy = st
 Tensor deep_copy(const Tensor& tensor);
 Tensor retyped(const Tensor& tensor, Dtype dtype);
 
-// Parameter type of the ops: accepts what tensor_from_python accepts.
+// Parameter type of the ops: accepts what tensor_from_python accepts; strided arrays are copied.
 struct ArrayLike {
   Tensor tensor;
 };
@@ -54,6 +54,7 @@ struct type_caster<trivium::python::ArrayLike> {
   bool load(handle source, bool) {
     if (source.is_none()) return false;
     value.tensor = trivium::python::tensor_from_python(source);
+    if (!value.tensor.is_contiguous()) value.tensor = trivium::python::deep_copy(value.tensor);
     return true;
   }
 };

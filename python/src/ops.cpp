@@ -1,4 +1,4 @@
-// trivium.ops: every public op, on anything tensor_from_python accepts.
+// Every public op (trivium/ops.py), on anything tensor_from_python accepts.
 #include "ops/ops.h"
 
 #include <pybind11/stl.h>
@@ -184,16 +184,14 @@ void register_moe(py::module_& m) {
 }  // namespace
 
 void register_ops(py::module_& m) {
-  py::module_ ops = m.def_submodule("ops", "Ops on tensors.");
-  register_dense(ops);
-  register_attention(ops);
-  register_moe(ops);
-  ops.def("sample", sample, py::arg("logits"), py::kw_only(), py::arg("temperature") = 0.0f,
-          py::arg("top_p") = 1.0f, py::arg("top_k") = 0, py::arg("min_p") = 0.0f, py::arg("seed") = 0,
-          py::arg("step") = 0, Release(),
-          "One token id per row of logits float32 [rows, vocab], -1 for a row with NaN; seed and step may be "
-          "lists, one "
-          "value a row.");
+  register_dense(m);
+  register_attention(m);
+  register_moe(m);
+  m.def("sample", sample, py::arg("logits"), py::kw_only(), py::arg("temperature") = 0.0f,
+        py::arg("top_p") = 1.0f, py::arg("top_k") = 0, py::arg("min_p") = 0.0f, py::arg("seed") = 0,
+        py::arg("step") = 0, Release(),
+        "One token id per row of logits float32 [rows, vocab], -1 for a row with NaN; seed and step may be a "
+        "list with one value a row.");
 }
 
 }  // namespace trivium::python

@@ -1,6 +1,29 @@
 """Ops on tensors. Arguments are Tensors or any arrays with DLPack or a buffer; results are Tensors."""
 
-from ._core import ops as _ops
+from ._core import (
+    attention,
+    embedding,
+    linear,
+    moe_experts,
+    moe_route,
+    mxfp4_decode,
+    rms_norm,
+    rope,
+    rope_frequencies,
+    sample,
+    swiglu,
+)
 
-__all__ = [name for name in dir(_ops) if not name.startswith("_")]
-globals().update({name: getattr(_ops, name) for name in __all__})
+__all__ = [
+    "attention",
+    "embedding",
+    "linear",
+    "moe_experts",
+    "moe_route",
+    "mxfp4_decode",
+    "rms_norm",
+    "rope",
+    "rope_frequencies",
+    "sample",
+    "swiglu",
+]
