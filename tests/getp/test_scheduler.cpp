@@ -16,13 +16,13 @@ using testing::byte_tokenizer;
 using testing::FakeModel;
 using testing::FakeOptions;
 
-struct Run {
+struct Outcome {
   std::map<int64_t, Result> results;
   SchedulerStats stats;
   size_t largest_batch = 0;
 };
 
-struct Setup {
+struct Config {
   int slots = 4;
   int64_t chunk = 256;
   int64_t pages = 0;  // 0: enough
@@ -48,19 +48,19 @@ std::vector<Request> some_requests(int count, float temperature = 0) {
   return requests;
 }
 
-StateOptions states_of(const Setup& setup) {
-  return {.num_slots = setup.slots,
-          .max_length = setup.max_length,
-          .max_step_tokens = setup.chunk,
+StateOptions states_of(const Config& config) {
+  return {.num_slots = config.slots,
+          .max_length = config.max_length,
+          .max_step_tokens = config.chunk,
           .kv_dtype = Dtype::f32,
-          .budget_bytes = setup.pages * setup.fake.page_bytes};
+          .budget_bytes = config.pages * config.fake.page_bytes};
 }
 
-Run run(const std::vector<Request>& requests, const Setup& setup = {}) {
-  auto model = std::make_shared<FakeModel>(setup.fake, setup.tokenizer);
-  Run out;
+Outcome run(const std::vector<Request>& requests, const Config& config = {}) {
+  auto model = std::make_shared<FakeModel>(config.fake, config.tokenizer);
+  Outcome out;
   std::map<int64_t, std::vector<int32_t>> streamed;
-  Scheduler scheduler(model, states_of(setup),
+  Scheduler scheduler(model, states_of(config),
                       {.on_piece =
                            [&](int64_t id, const StreamPiece& p) {
                              if (p.token >= 0) streamed[id].push_back(p.token);
@@ -72,7 +72,7 @@ Run run(const std::vector<Request>& requests, const Setup& setup = {}) {
                            }});
   std::vector<size_t> order(requests.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  if (setup.shuffle) std::shuffle(order.begin(), order.end(), std::mt19937(setup.shuffle));
+  if (config.shuffle) std::shuffle(order.begin(), order.end(), std::mt19937(config.shuffle));
   for (const size_t i : order) scheduler.submit(static_cast<int64_t>(i), requests[i]);
   for (int steps = 0; !scheduler.idle(); ++steps) {
     scheduler.step();
@@ -84,7 +84,7 @@ Run run(const std::vector<Request>& requests, const Setup& setup = {}) {
   return out;
 }
 
-void expect_same(const Run& a, const Run& b) {
+void expect_same(const Outcome& a, const Outcome& b) {
   ASSERT_EQ(a.results.size(), b.results.size());
   for (const auto& [id, r] : a.results) {
     EXPECT_EQ(r.tokens, b.results.at(id).tokens) << "request " << id;
@@ -96,9 +96,9 @@ class Sampled : public ::testing::TestWithParam<float> {};
 
 TEST_P(Sampled, TokensDoNotDependOnBatchOrderChunkOrMemory) {
   const auto requests = some_requests(40, GetParam());
-  Setup alone;
+  Config alone;
   alone.slots = 1;
-  const Run want = run(requests, alone);
+  const Outcome want = run(requests, alone);
   bool stopped = false, full = false;
   for (const auto& [id, r] : want.results) {
     stopped |= r.finish_reason == FinishReason::stop;
@@ -109,13 +109,13 @@ TEST_P(Sampled, TokensDoNotDependOnBatchOrderChunkOrMemory) {
   for (const int slots : {1, 2, 7, 32})
     for (const int64_t chunk : {1, 3, 16, 256})
       for (const int64_t pages : {0, 23, 40})
-        for (const uint32_t shuffle : {0u, 1u, 2u}) {
-          Setup setup;
-          setup.slots = slots;
-          setup.chunk = chunk;
-          setup.pages = pages;
-          setup.shuffle = shuffle;
-          const Run got = run(requests, setup);
+        for (const uint32_t shuffle : {0u, 1u}) {
+          Config config;
+          config.slots = slots;
+          config.chunk = chunk;
+          config.pages = pages;
+          config.shuffle = shuffle;
+          const Outcome got = run(requests, config);
           expect_same(want, got);
           preemptions += got.stats.preemptions;
           EXPECT_LE(static_cast<int64_t>(got.largest_batch), chunk + slots);
@@ -127,9 +127,9 @@ INSTANTIATE_TEST_SUITE_P(Temperature, Sampled, ::testing::Values(0.0f, 1.0f));
 
 TEST(Scheduler, CountsMatchTheResults) {
   const auto requests = some_requests(20);
-  Setup setup;
-  setup.pages = 30;
-  const Run got = run(requests, setup);
+  Config config;
+  config.pages = 30;
+  const Outcome got = run(requests, config);
   int64_t prompt = 0, generated = 0;
   for (const auto& [id, r] : got.results) {
     EXPECT_EQ(r.prompt_tokens, static_cast<int64_t>(requests[static_cast<size_t>(id)].prompt.size()));
@@ -149,9 +149,9 @@ TEST(Scheduler, PositionsAndTokensBothLimit) {
     r.prompt.assign(static_cast<size_t>(prompt), 5);
     r.max_tokens = max_tokens;
     r.max_positions = max_positions;
-    Setup setup;
-    setup.fake = fake;
-    const Run got = run({r}, setup);
+    Config config;
+    config.fake = fake;
+    const Outcome got = run({r}, config);
     EXPECT_EQ(got.results.at(0).finish_reason, FinishReason::length);
     return got.results.at(0).completion_tokens;
   };
@@ -191,7 +191,7 @@ TEST(Scheduler, RefusalsNameTheProblemAndLeaveOthersAlone) {
   bad.max_positions = 0;
   bad.max_tokens = 1000;  // more than the states hold
   requests.push_back(bad);
-  const Run got = run(requests);
+  const Outcome got = run(requests);
   EXPECT_EQ(got.results.at(1).error, "the prompt is empty: at least one token is needed");
   EXPECT_EQ(got.results.at(3).error, "prompt token 1 is 97, expected 0 to 96");
   EXPECT_NE(got.results.at(4).error.find("has none"), std::string::npos);
@@ -203,7 +203,7 @@ TEST(Scheduler, RefusalsNameTheProblemAndLeaveOthersAlone) {
 
 TEST(Scheduler, AFailedStepIsComputedAgainWithTheSameTokens) {
   const auto requests = some_requests(12);
-  const Run want = run(requests);
+  const Outcome want = run(requests);
   FakeOptions fake;
   fake.on_forward = [](int64_t step) {
     if (step % 7 == 3) throw OutOfMemory("planned");
@@ -228,12 +228,12 @@ TEST(Scheduler, AFailedStepIsComputedAgainWithTheSameTokens) {
 TEST(Scheduler, CancelEndsOneRequestAndFreesItsMemory) {
   auto requests = some_requests(6);
   for (Request& r : requests) r.ignore_eos = true;
-  const Run want = run(requests);
+  const Outcome want = run(requests);
   auto model = std::make_shared<FakeModel>();
   std::map<int64_t, Result> results;
-  Setup setup;
-  setup.slots = 2;
-  Scheduler scheduler(model, states_of(setup),
+  Config config;
+  config.slots = 2;
+  Scheduler scheduler(model, states_of(config),
                       {.on_piece = {}, .on_result = [&](int64_t id, Result r) { results[id] = r; }});
   for (size_t i = 0; i < requests.size(); ++i) scheduler.submit(static_cast<int64_t>(i), requests[i]);
   scheduler.step();
@@ -250,7 +250,7 @@ TEST(Scheduler, CancelEndsOneRequestAndFreesItsMemory) {
 
 TEST(Scheduler, RequestsMayArriveWhileOthersRun) {
   const auto requests = some_requests(10);
-  const Run want = run(requests);
+  const Outcome want = run(requests);
   auto model = std::make_shared<FakeModel>();
   std::map<int64_t, Result> results;
   Scheduler scheduler(model, states_of({}),
@@ -298,10 +298,10 @@ TEST(Scheduler, KeptStatesGiveWayToRequests) {
   const auto requests = some_requests(20);
   auto keeping = requests;
   for (Request& r : keeping) r.keep_state = true;
-  Setup setup;
-  setup.pages = 24;
-  setup.slots = 3;
-  expect_same(run(requests, setup), run(keeping, setup));
+  Config config;
+  config.pages = 24;
+  config.slots = 3;
+  expect_same(run(requests, config), run(keeping, config));
 }
 
 TEST(Scheduler, ANanRowFailsItsRequestWithThePosition) {
@@ -329,13 +329,13 @@ TEST(Scheduler, ANanRowFailsItsRequestWithThePosition) {
 TEST(Scheduler, StopStringsCutTheTextAndEndTheRequest) {
   FakeOptions fake;
   fake.vocab_size = 259;
-  Setup setup;
-  setup.fake = fake;
-  setup.tokenizer = byte_tokenizer();
+  Config config;
+  config.fake = fake;
+  config.tokenizer = byte_tokenizer();
   Request r;
   r.prompt = {3 + 'a', 3 + 'b'};
   r.max_tokens = 60;
-  const Result whole = run({r}, setup).results.at(0);
+  const Result whole = run({r}, config).results.at(0);
   ASSERT_EQ(whole.finish_reason, FinishReason::length);
   // The bytes of tokens 20 and 21, if both are ASCII, make a stop string that spans two tokens.
   size_t at = 0;
@@ -346,7 +346,7 @@ TEST(Scheduler, StopStringsCutTheTextAndEndTheRequest) {
   ASSERT_GT(at, 0u);
   r.stop = {std::string{static_cast<char>(whole.tokens[at] - 3), static_cast<char>(whole.tokens[at + 1] - 3)},
             "never"};
-  const Result cut = run({r}, setup).results.at(0);
+  const Result cut = run({r}, config).results.at(0);
   EXPECT_EQ(cut.finish_reason, FinishReason::stop);
   EXPECT_EQ(cut.tokens,
             std::vector<int32_t>(whole.tokens.begin(), whole.tokens.begin() + static_cast<long>(at) + 2));
