@@ -786,7 +786,8 @@ def self_check():
         for mx in (True, False):
             save_safetensors(d + "/a.safetensors", to_hf_tensors(m, mx))
             m2 = from_hf_tensors(load_safetensors(d + "/a.safetensors"), TINY)
-            assert np.array_equal(forward(m2, TINY, prompt), full)
+            # The weights are equal; BLAS may sum a transposed copy in another order.
+            assert np.abs(forward(m2, TINY, prompt) - full).max() < 1e-12
         save_safetensors(d + "/o.safetensors", to_openai_tensors(m))
         assert load_safetensors(d + "/o.safetensors")["block.0.attn.qkv.weight"][1].shape == (192, 64)
         save_flat_bin(d + "/model.bin", m, TINY)
