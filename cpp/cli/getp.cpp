@@ -131,8 +131,8 @@ class Parser {
 
 void Parser::add_files() {
   app_.add_option("-m,--mode", mode_, "generate, chat, getp, decode or merge")->type_name("MODE");
-  text("-M,--model", "Model folder or file (also as the first argument)",
-       [this](const std::string& v) { options_.model = v; });
+  app_.add_option("-M,--model", options_.model, "Model folder or file (also as the first argument)")
+      ->type_name("PATH");
   app_.add_option("-i,--input,--prompt", options_.inputs,
                   "The prompt, or the input file of getp and decode; - is stdin")
       ->expected(1)

@@ -42,6 +42,7 @@ class Job {
  private:
   void open_journal();
   void make_scheduler(int batch_size);
+  int64_t most_positions() const;
   std::vector<size_t> make_requests(std::vector<Request>& requests);
   void resume(std::vector<Request>& requests, std::vector<size_t>& open);
   void on_result(size_t item, Result result);
@@ -140,6 +141,11 @@ void Job::warm_up() {
   report_.warm_up_seconds = seconds_since(start);
 }
 
+int64_t Job::most_positions() const {
+  const int64_t most = model_->info().max_positions;
+  return options_.steps > 0 ? std::min(options_.steps, most) : most;
+}
+
 // Tokenises all items; those without anything to compute get their results here. Returns the others.
 std::vector<size_t> Job::make_requests(std::vector<Request>& requests) {
   std::vector<size_t> open;
@@ -171,13 +177,17 @@ std::vector<size_t> Job::make_requests(std::vector<Request>& requests) {
         result.error = concat("line ", item.line, ": the prompt is empty");
       continue;
     }
-    if (options_.steps > 0 && result.prompt_tokens >= options_.steps) ++long_prompts_;
+    if (result.prompt_tokens >= most_positions()) {
+      ++long_prompts_;
+      result.finish_reason = FinishReason::length;
+      continue;
+    }
     open.push_back(i);
   }
   if (empty_prompts_ > 0)
     warn(concat(empty_prompts_, " empty prompt", empty_prompts_ == 1 ? "" : "s", ": no output"));
   if (long_prompts_ > 0)
-    warn(concat(long_prompts_, " prompt", long_prompts_ == 1 ? " has" : "s have", " ", options_.steps,
+    warn(concat(long_prompts_, " prompt", long_prompts_ == 1 ? " has" : "s have", " ", most_positions(),
                 " tokens or more (--steps): no output"));
   return open;
 }

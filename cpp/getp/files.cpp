@@ -69,7 +69,7 @@ void write_direct(int fd, const std::string& name, const std::function<void(cons
 
 void throw_io_error(const std::string& path, const std::string& what, int error) {
   std::string message = concat(path, ": ", what, ": ", std::strerror(error));
-  if (error == ENOSPC || error == EDQUOT) {
+  if ((error == ENOSPC || error == EDQUOT) && is_plain_target(path)) {
     struct statvfs info {};
     if (::statvfs(folder_of(path).c_str(), &info) == 0)
       message += concat(
