@@ -1,4 +1,4 @@
-// Tokenizer files in any of the three formats. Seeds: tests/data/tokenizer_small.
+// Tokenizer files in any of the three formats. Its seeds are the files of tests/data/tokenizer_small.
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
