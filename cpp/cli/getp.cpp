@@ -136,6 +136,7 @@ void Parser::add_files() {
   app_.add_option("-i,--input,--prompt", options_.inputs,
                   "The prompt, or the input file of getp and decode; - is stdin")
       ->expected(1)
+      ->allow_extra_args(false)  // what follows the value is the model
       ->type_name("TEXT|FILE");
   app_.add_option("-o,--output", options_.output, "Output file of getp and merge; - is stdout")
       ->type_name("FILE");
@@ -163,6 +164,7 @@ void Parser::add_generation() {
           [this](int64_t n) { options_.sampling.seed = static_cast<uint64_t>(n); });
   app_.add_option("--stop", options_.stop, "Stop before this text (may be repeated)")
       ->expected(1)
+      ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app_.add_flag("--ignore-eos", options_.ignore_eos, "Do not stop at stop tokens");
   text("-y,--system", "Developer instructions for chats",
@@ -310,7 +312,10 @@ int Parser::parse(std::vector<std::string> args) {
   if (!args.empty() && find_mode(args.front())) args.insert(args.begin(), "-m");
   for (size_t i = 0; i + 1 < args.size(); ++i)
     if ((args[i] == "-m" || args[i] == "--mode") && args[i + 1] == "merge")
-      app_.get_option("--input")->expected(1, 1 << 20)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      app_.get_option("--input")
+          ->expected(1, 1 << 20)
+          ->allow_extra_args(true)
+          ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   std::reverse(args.begin(), args.end());  // CLI11 takes them from the back
   try {
     app_.parse(args);

@@ -435,6 +435,13 @@ def test_a_path_after_m_gets_a_hint(model):
     assert "-m is the mode" in error_line(getp("-m", model, "-i", "x", code=2))
 
 
+def test_the_model_may_follow_the_options(model, prompts, tmp_path):
+    getp("-m", "getp", "-i", prompts, model, "-o", tmp_path / "out.txt", "--max-tokens", "1")
+    assert len(lines_of(tmp_path / "out.txt")) == len(PROMPTS)
+    first = getp("--stop", "zq", "-i", "Return", "--max-tokens", "3", model)
+    assert first.stdout == getp(model, "-i", "Return", "--max-tokens", "3").stdout
+
+
 def test_missing_model_prompt_or_output_are_usage_errors(model):
     assert "no model given" in error_line(getp("-i", "x", code=2))
     assert "needs a prompt" in error_line(getp(model, code=2))
