@@ -8,6 +8,20 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
 "$bin/python" -m pybind11_stubgen trivium._core --output-dir "$out"
-cp "$out/trivium/_core.pyi" python/trivium/_core.pyi
+# The exceptions call themselves trivium.Name, so the generator imports them from there; they are defined here.
+"$bin/python" - "$out/trivium/_core.pyi" python/trivium/_core.pyi <<'PYTHON'
+import re
+import sys
+
+import trivium._core as core
+
+text = open(sys.argv[1]).read()
+text = re.sub(r"^from trivium import \w+\n", "", text, flags=re.M)
+errors = [e for e in vars(core).values() if isinstance(e, type) and issubclass(e, Exception)]
+for error in sorted(errors, key=lambda e: len(e.__mro__)):
+    bases = ", ".join(b.__name__ for b in error.__bases__)
+    text += f'\nclass {error.__name__}({bases}):\n    """{error.__doc__}"""\n'
+open(sys.argv[2], "w").write(text)
+PYTHON
 "$bin/ruff" check --fix --quiet python/trivium/_core.pyi
 "$bin/ruff" format --quiet python/trivium/_core.pyi

@@ -13,7 +13,7 @@ namespace trivium::python {
 namespace py = pybind11;
 
 void register_errors(py::module_& m);
-void register_log(py::module_& m);
+void register_log();
 void register_tensor(py::module_& m);
 void register_tokenizer(py::module_& m);
 void register_engine(py::module_& m);

@@ -51,14 +51,17 @@ std::shared_ptr<Engine> load(const std::string& path, const std::string& device,
                         .check_weights = check_weights,
                         .on_progress = {},
                         .cancel = &cancel};
+    int64_t bytes = 0;
     if (progress.wanted())
-      options.on_progress = [&progress](int64_t done, int64_t total) {
-        progress.report(done == total, done, total);
+      options.on_progress = [&](int64_t done, int64_t total) {
+        bytes = total;
+        if (done < total) progress.report(false, done, total);
       };
     getp::EngineOptions engine_options;
     engine_options.batch_size = batch_size;
     if (kv_dtype) engine_options.kv_dtype = parse_dtype(*kv_dtype);
     engine = std::make_shared<Engine>(load_model(path, options), engine_options);
+    if (progress.wanted()) progress.report(true, bytes, bytes);
   });
   return engine;
 }
@@ -170,7 +173,7 @@ void register_stream(py::module_& m) {
 }  // namespace
 
 void register_engine(py::module_& m) {
-  register_interrupts(m);
+  register_interrupts();
   register_requests(m);
   register_stream(m);
   using release = py::call_guard<py::gil_scoped_release>;

@@ -81,9 +81,8 @@ void run_interruptible(CancelToken& cancel, const std::function<void()>& work) {
   done.get();
 }
 
-void register_interrupts(py::module_& m) {
-  m.attr("_close_runs") = py::cpp_function(close_runs);
-  py::module_::import("atexit").attr("register")(m.attr("_close_runs"));
+void register_interrupts() {
+  py::module_::import("atexit").attr("register")(py::cpp_function(close_runs));
   // A forked child has none of its parent's runs, and must not inherit a lock another thread held.
   py::dict hooks;
   hooks["after_in_child"] = py::cpp_function([] { new (&runs()) Runs; });

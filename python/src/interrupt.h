@@ -16,6 +16,6 @@ void run_interruptible(CancelToken& cancel, const std::function<void()>& work);
 
 // Cancels all runs and waits until they have returned; later runs are refused. For interpreter exit, when
 // daemon threads may still generate.
-void register_interrupts(pybind11::module_& m);
+void register_interrupts();
 
 }  // namespace trivium::python

@@ -28,11 +28,10 @@ bool interpreter_alive() {
 #endif
 }
 
-void register_log(py::module_& m) {
+void register_log() {
   set_log_sink(log_to_python);
   // Threads that outlive the interpreter print to stderr again.
-  m.attr("_restore_log") = py::cpp_function([] { set_log_sink(nullptr); });
-  py::module_::import("atexit").attr("register")(m.attr("_restore_log"));
+  py::module_::import("atexit").attr("register")(py::cpp_function([] { set_log_sink(nullptr); }));
 }
 
 }  // namespace trivium::python

@@ -4,7 +4,7 @@
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native core of the trivium package; use it through `import trivium`.";
   trivium::python::register_errors(m);
-  trivium::python::register_log(m);
+  trivium::python::register_log();
   trivium::python::register_tensor(m);
   trivium::python::register_tokenizer(m);
   trivium::python::register_engine(m);

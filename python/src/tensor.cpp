@@ -49,7 +49,7 @@ Tensor make(const py::object& value, const py::object& dtype, const py::object& 
 }
 
 // A numpy array over the tensor's memory; `self` stays alive with it.
-py::object numpy_view(const py::object& self) {
+py::array numpy_view(const py::object& self) {
   const auto& t = self.cast<const Tensor&>();
   TRIVIUM_CHECK(t.device().kind == DeviceKind::cpu, "numpy: the tensor is on ", t.device(),
                 "; use .to(\"cpu\") first");
@@ -69,11 +69,11 @@ py::object numpy_view(const py::object& self) {
   for (const int64_t s : t.strides()) strides.push_back(s * size_of(t.dtype()));
   py::array array(py::dtype(bf16 ? "uint16" : name_of(t.dtype())), shape, strides, t.data(), self);
   if (t.read_only()) array.attr("setflags")(py::arg("write") = false);
-  return bf16 ? array.attr("view")(ml_dtype) : py::object(array);
+  return bf16 ? py::array(array.attr("view")(ml_dtype)) : array;
 }
 
-py::object array_protocol(const py::object& self, const py::object& dtype, std::optional<bool> copy) {
-  py::object array = numpy_view(self);
+py::array array_protocol(const py::object& self, const py::object& dtype, std::optional<bool> copy) {
+  py::array array = numpy_view(self);
   const bool converts =
       !dtype.is_none() && !py::module_::import("numpy").attr("dtype")(dtype).equal(array.attr("dtype"));
   if (copy.has_value() && !*copy && converts)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from . import _core
 
@@ -130,13 +130,29 @@ class Model:
         """Most prompt and generated tokens together."""
         return self._info["max_positions"]
 
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too, and is one prompt
+        self,
+        prompt: Prompt,
+        *,
+        on_progress: Callable[[int, int, int], object] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Result: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        *,
+        on_progress: Callable[[int, int, int], object] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Result]: ...
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
         on_progress: Callable[[int, int, int], object] | None = None,
         **options: Unpack[GenerateOptions],
-    ) -> Any:
+    ) -> Result | list[Result]:
         """Continues a prompt (text or token ids), or each of a list of prompts.
 
         Returns a Result, or a list of Results in the order of the prompts. on_progress(done, prompts,
@@ -144,7 +160,7 @@ class Model:
         model usable.
         """
         single = _is_single(prompt)
-        prompts = [prompt] if single else list(prompt)
+        prompts: list[Any] = [prompt] if single else list(prompt)
         settings = _settings(options)
         requests = [self._request(p, settings) for p in prompts]
         start = time.perf_counter()
