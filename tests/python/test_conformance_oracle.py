@@ -6,6 +6,8 @@ the oracle's input to that layer.
 """
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import checkpoints as cp
 import numpy as np
@@ -195,6 +197,116 @@ def test_float32_layers_agree_far_better_than_bfloat16(layers):
     jobs, expected = layers
     results = cp.run_jobs([{**j, "precision": "float32"} for j in jobs])
     assert max(map(cp.relative_error, results, expected)) <= F32_BOUND
+
+
+# --- layouts --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    """One set of weights in every layout (H != I), by name."""
+    root = tmp_path_factory.mktemp("layouts")
+    cfg, weights = CASES["a"].config, cp.case_weights("a")
+    # model.bin does not say how many positions the model has.
+    return {name: cp.write_format(root / name, weights, cfg, name) for name in cp.ALL_FORMATS}
+
+
+def test_float32_logits_are_bit_equal_in_every_layout(level, layouts):
+    ids = cp.random_ids(CASES["a"].config, TOKENS, 4)
+    jobs = [{"path": path, "precision": "float32", "ids": ids} for path in layouts.values()]
+    first, *rest = cp.run_jobs(jobs, level)
+    assert np.isfinite(first).all() and first.std() > 0.5
+    for name, got in zip(list(layouts)[1:], rest, strict=True):
+        np.testing.assert_array_equal(got, first, err_msg=name)
+
+
+def test_bfloat16_logits_are_bit_equal_in_every_layout(level, layouts):
+    """The weights are exact in bfloat16, so even model.bin's float32 gives the same matmul inputs."""
+    ids = cp.random_ids(CASES["a"].config, TOKENS, 4)
+    jobs = [{"path": path, "precision": "bfloat16", "ids": ids} for path in layouts.values()]
+    first, *rest = cp.run_jobs(jobs, level)
+    for name, got in zip(list(layouts)[1:], rest, strict=True):
+        np.testing.assert_array_equal(got, first, err_msg=name)
+
+
+def test_float16_and_float32_dense_weights_are_converted_exactly(tmp_path):
+    """Norms, biases, router and attention in other float types; values that all of them hold."""
+    cfg = CASES["a"].config
+    tensors = {
+        name: (tag, oracle.to_bf16_bits(np.round(oracle.from_bf16_bits(a) * 64) / 64) if tag == "BF16" else a)
+        for name, (tag, a) in oracle.to_hf_tensors(cp.case_weights("a")).items()
+    }
+    ids = cp.random_ids(cfg, 20)
+    logits = []
+    for tag, dtype in (("BF16", None), ("F16", np.float16), ("F32", np.float32)):
+        kind = {
+            n: (tag, oracle.from_bf16_bits(a).astype(dtype)) if t == "BF16" and dtype else (t, a)
+            for n, (t, a) in tensors.items()
+        }
+        path = cp.write_hf(tmp_path / tag, None, cfg, tensors=kind)
+        for precision in ("float32", "bfloat16"):
+            logits.append(trivium.load(path, device="cpu", precision=precision).logits(ids))
+    for i in range(2):
+        np.testing.assert_array_equal(logits[i], logits[2 + i])
+        np.testing.assert_array_equal(logits[i], logits[4 + i])
+
+
+def test_the_predecessors_tokenizer_lies_beside_model_bin(tmp_path):
+    """model.bin and tokenizer.bin: text in, the same ids and text out as from the Hugging Face folder."""
+    cfg = cp.config(320, 64, 96, 2, 4, 2, 16, 4, 2, 6)
+    weights = oracle.random_weights(cfg, 31)
+    data = Path(__file__).resolve().parents[1] / "data" / "tokenizer_small"
+    flat = cp.write_format(tmp_path / "bin", weights, cfg, "bin_f32")
+    shutil.copy(data / "tokenizer.bin", flat.parent)
+    folder = cp.write_format(tmp_path / "hf", weights, cfg, "mxfp4")
+    shutil.copy(data / "tokenizer.json", folder)
+    results = [
+        trivium.load(path, device="cpu", precision="float32").generate(
+            "the others and Hello world", max_tokens=30, ignore_eos=True
+        )
+        for path in (flat, folder, flat.parent)
+    ]
+    assert results[0].text is not None
+    for r in results[1:]:
+        assert (r.tokens, r.text, r.prompt_tokens) == (
+            results[0].tokens, results[0].text, results[0].prompt_tokens,
+        )  # fmt: skip
+
+
+def test_a_config_without_rope_scaling_has_the_published_one(tmp_path):
+    """As transformers reads it: YaRN with factor 32 over 4096 positions."""
+    cfg, weights = CASES["a"].config, cp.case_weights("a")
+    ids = cp.random_ids(cfg, 20)
+    want = oracle.forward(weights, cfg, ids)
+    for name, value in (("null", None), ("absent", cp.REMOVE)):
+        path = cp.write_hf(tmp_path / name, weights, cfg, rope_scaling=value)
+        got = trivium.load(path, device="cpu", precision="float32").logits(ids)
+        assert cp.relative_error(got, want) <= F32_BOUND
+
+
+def test_newer_spellings_of_the_config_mean_the_same(tmp_path):
+    cfg, weights = CASES["a"].config, cp.case_weights("a")
+    ids = cp.random_ids(cfg, 20)
+    old = cp.hf_config(cfg)
+    spelled = {
+        "rope_parameters": {**old["rope_scaling"], "rope_theta": old["rope_theta"]},
+        "rope_scaling": cp.REMOVE,
+        "rope_theta": cp.REMOVE,
+        "num_experts": cfg.num_experts,
+        "num_local_experts": cp.REMOVE,
+        "num_experts_per_tok": cp.REMOVE,
+        "swiglu_alpha": 1.702,
+        "layer_types": cp.REMOVE,
+        "some_key_of_the_future": {"x": [1, 2]},
+    }
+    logits = [
+        trivium.load(path, device="cpu", precision="float32").logits(ids)
+        for path in (
+            cp.write_hf(tmp_path / "old", weights, cfg),
+            cp.write_hf(tmp_path / "new", weights, cfg, **spelled),
+        )
+    ]
+    np.testing.assert_array_equal(*logits)
 
 
 # --- edges ----------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ void read_rope(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
   Reader rope(nested ? *nested : kNone, "");
   c.rope.theta = nested && nested->find("rope_theta") ? rope.number({"rope_theta"}, 0)
                                                       : reader.number({"rope_theta"}, 150000);
-  std::string type = "default";
+  // Without the object the family's published scaling holds, as in transformers.
+  std::string type = nested ? "default" : "yarn";
   if (const io::JsonValue* value = rope.find({"rope_type", "type"}))
     type = value->string() ? *value->string() : "?";
   reader.require(type == "yarn" || type == "default",
@@ -78,8 +79,8 @@ void read_rope(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
   c.rope.beta_slow = rope.number({"beta_slow"}, 1);
   c.rope.original_context =
       rope.number({"original_max_position_embeddings"}, reader.number({"initial_context_length"}, 4096));
-  c.rope.truncate = rope.boolean("truncate", type == "yarn" && !nested->find("truncate"));
-  if (type != "yarn") return;
+  c.rope.truncate = rope.boolean("truncate", type == "yarn" && nested);
+  if (type != "yarn" || !nested) return;
   if (nested->find("attention_factor")) {
     c.rope.attention_factor = rope.number({"attention_factor"}, 1);
   } else if (nested->find("mscale") && nested->find("mscale_all_dim")) {
