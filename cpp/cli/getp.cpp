@@ -305,6 +305,8 @@ void Parser::check_complete() const {
                                             : "-i FILE is missing"};
   if (options_.output.empty() && (mode == Mode::getp || mode == Mode::merge))
     throw UsageError{"-o FILE is missing (- is stdout)"};
+  if (mode == Mode::getp && options_.output == "-" && options_.json && options_.json_path == "-")
+    throw UsageError{"-o - and --json both write to stdout: use --json=FILE"};
 }
 
 int Parser::parse(std::vector<std::string> args) {

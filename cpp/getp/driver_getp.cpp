@@ -64,6 +64,8 @@ class Job {
 
 void Job::read_inputfile() {
   check_writable(options_.output);
+  if (options_.json) check_writable(options_.json_path);
+  if (!options_.verify.empty()) LineReader(options_.verify);  // must be readable
   output_kind_ = file_kind(options_.output);
   input_ = getp::read_inputfile(options_.inputs.front(), options_.limit);
   for (const std::string& warning : input_.warnings) warn(warning);
@@ -320,6 +322,7 @@ int Job::report() {
 
 std::string Job::kept_note() const {
   if (!journal_) return "";
+  if (journal_->empty()) return "no request was completed";
   return concat("completed requests are kept in ", journal_->path(), "; the same command resumes");
 }
 

@@ -132,8 +132,8 @@ Journal::Journal(const std::string& path, const std::string& config, bool restar
 }
 
 Journal::~Journal() {
-  if (fd_ < 0) return;
-  if (dirty_) ::fdatasync(fd_);
+  if (empty_) ::unlink(path_.c_str());
+  if (dirty_ && !empty_) ::fdatasync(fd_);
   ::close(fd_);
 }
 
@@ -178,6 +178,8 @@ void Journal::load(const std::string& config, bool restart) {
   const auto header = take_frame(rest);
   if (restart || !header) return start(config);  // a crash while the header was written: nothing was done yet
   const std::string differs = difference(*header, config, path_);
+  std::string_view first = rest;
+  if (!differs.empty() && !take_frame(first)) return start(config);  // nothing is lost
   if (!differs.empty())
     throw InvalidArgument(concat(path_, " belongs to another job: ", differs,
                                  "; give the options it was started with, or --restart to drop its results"));
@@ -186,6 +188,7 @@ void Journal::load(const std::string& config, bool restart) {
     if (!record) break;
     records_.push_back(std::move(*record));
   }
+  empty_ = records_.empty();
   dropped_bytes_ = static_cast<int64_t>(rest.size());
   const auto end = static_cast<off_t>(bytes.size() - rest.size());
   if (::ftruncate(fd_, end) != 0 || ::lseek(fd_, end, SEEK_SET) != end)
@@ -201,8 +204,9 @@ std::string Journal::peek_config(const std::string& path) {
 }
 
 void Journal::append(const JournalRecord& record) {
-  write_all(fd_, frame(encode(record)), path_);
+  empty_ = false;
   dirty_ = true;
+  write_all(fd_, frame(encode(record)), path_);
   sync_if_due();
 }
 
@@ -218,8 +222,8 @@ void Journal::sync() {
 }
 
 void Journal::remove() {
+  empty_ = dirty_ = false;
   if (::unlink(path_.c_str()) != 0) throw_io_error(path_, "cannot remove the journal", errno);
-  dirty_ = false;
   sync_folder_of(path_);
 }
 

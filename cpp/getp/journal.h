@@ -27,8 +27,8 @@ struct JournalRecord {
 class Journal {
  public:
   // Opens or creates `path` and locks it until destruction. `config` is a JSON object: when the file was
-  // written with another one this throws InvalidArgument that names what differs, unless `restart`, which
-  // starts anew. IoError when it cannot be had, or another process holds the lock.
+  // written with another one, and holds records, this throws InvalidArgument that names what differs, unless
+  // `restart`, which starts anew. IoError when it cannot be had, or another process holds the lock.
   Journal(const std::string& path, const std::string& config, bool restart);
   ~Journal();
   Journal(const Journal&) = delete;
@@ -36,6 +36,7 @@ class Journal {
 
   const std::string& path() const { return path_; }
   const std::vector<JournalRecord>& records() const { return records_; }  // as found on opening
+  bool empty() const { return empty_; }                                   // no record, old or new
   int64_t dropped_bytes() const { return dropped_bytes_; }                // of a torn tail
 
   void append(const JournalRecord& record);  // survives a crash of the process at once
@@ -55,7 +56,8 @@ class Journal {
   int fd_ = -1;
   std::vector<JournalRecord> records_;
   int64_t dropped_bytes_ = 0;
-  bool dirty_ = false;
+  bool dirty_ = false;  // written to since the last sync
+  bool empty_ = true;   // no record yet: the file is not worth keeping
   std::chrono::steady_clock::time_point synced_;
 };
 

@@ -139,17 +139,16 @@ StateOptions Engine::Impl::state_options(int64_t length, int64_t requests, bool 
   // A chat grows: room to spare saves its kept state from the next turn's larger states.
   const int64_t rounded = keeps ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(length)))
                                 : (length + kLengthStep - 1) / kLengthStep * kLengthStep;
-  const MemoryPlan plan = plan_memory(
-      *model, {.batch_size =
-                   options.batch_size > 0 ? std::min<int>(options.batch_size, static_cast<int>(requests)) : 0,
-               .max_requests = requests,
-               .max_length = std::min(rounded, model->info().max_positions),
-               .max_step_tokens = options.max_step_tokens,
-               .kv_dtype = options.kv_dtype.value_or(model->default_kv_dtype()),
-               .budget_bytes = options.budget_bytes});
-  StateOptions states = plan.states;
-  if (keeps) ++states.num_slots;  // a slot for the prompt's kept state
-  return states;
+  const int64_t slots = requests + (keeps ? 1 : 0);  // one for the prompt's kept state
+  const int64_t most = options.batch_size + (keeps ? 1 : 0);
+  return plan_memory(*model,
+                     {.batch_size = options.batch_size > 0 ? static_cast<int>(std::min(most, slots)) : 0,
+                      .max_requests = slots,
+                      .max_length = std::min(rounded, model->info().max_positions),
+                      .max_step_tokens = options.max_step_tokens,
+                      .kv_dtype = options.kv_dtype.value_or(model->default_kv_dtype()),
+                      .budget_bytes = options.budget_bytes})
+      .states;
 }
 
 bool Engine::Impl::fits(const Request& request) const {

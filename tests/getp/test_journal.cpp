@@ -97,6 +97,15 @@ TEST(Journal, AnotherConfigurationIsRefusedByName) {
   EXPECT_TRUE(restarted.records().empty());
 }
 
+TEST(Journal, WithoutRecordsItIsNotKeptAndRefusesNothing) {
+  const TempFolder folder;
+  { const Journal journal(folder.file("j"), kConfig, false); }
+  EXPECT_FALSE(std::filesystem::exists(folder.file("j")));
+  const std::string header = written(folder).substr(0, 8 + 8 + kConfig.size());
+  folder.write("j", header);
+  EXPECT_NO_THROW(Journal(folder.file("j"), R"({"weights":"other"})", false));
+}
+
 TEST(Journal, ForeignFilesAreLeftAlone) {
   const TempFolder folder;
   folder.write("j", "my precious notes");
