@@ -15,16 +15,18 @@ namespace trivium::io {
 enum class ReasoningEffort { low, medium, high };
 
 struct HarmonyMessage {
-  std::string role;        // system, developer, user, assistant, or a tool's name such as functions.get_weather
+  std::string role;  // system, developer, user, assistant, or a tool's name such as functions.get_weather
   std::string content;
-  std::string channel;     // assistant: analysis, commentary, final; empty = final
-  std::string recipient;   // of a tool call ("functions.get_weather") or tool result ("assistant"); empty = none
+  std::string channel;  // assistant: analysis, commentary, final; empty = final
+  std::string
+      recipient;  // of a tool call ("functions.get_weather") or tool result ("assistant"); empty = none
   std::string content_type;  // after <|constrain|>, "json" or empty
-  bool incomplete = false; // parser: the stream ended or the header was malformed
+  bool incomplete = false;   // parser: the stream ended or the header was malformed
 };
 
 struct HarmonyParameter {
-  std::string name, type, description, default_value;  // type as it is to be written, e.g. "string", "\"a\" | \"b\""
+  std::string name, type, description,
+      default_value;  // type as it is to be written, e.g. "string", "\"a\" | \"b\""
   bool required = true;
 };
 
@@ -35,9 +37,9 @@ struct HarmonyTool {
 
 struct HarmonyOptions {
   ReasoningEffort reasoning = ReasoningEffort::medium;
-  std::string current_date;       // "2025-06-28"; empty = today
+  std::string current_date;  // "2025-06-28"; empty = today
   std::vector<HarmonyTool> tools;
-  bool hf_template = false;       // byte for byte what the published chat_template.jinja writes
+  bool hf_template = false;  // byte for byte what the published chat_template.jinja writes
   bool add_generation_prompt = true;
 };
 
@@ -45,13 +47,14 @@ struct HarmonyOptions {
 // written from the options. InvalidArgument when the tokenizer lacks a harmony special token.
 std::vector<int32_t> render_harmony(const Tokenizer& tokenizer, const std::vector<HarmonyMessage>& messages,
                                     const HarmonyOptions& options = {});
-std::string render_harmony_text(const std::vector<HarmonyMessage>& messages, const HarmonyOptions& options = {});
+std::string render_harmony_text(const std::vector<HarmonyMessage>& messages,
+                                const HarmonyOptions& options = {});
 
 bool has_harmony_tokens(const Tokenizer& tokenizer);
 
 // One piece of streamed output: text that belongs to the message being written.
 struct HarmonyDelta {
-  std::string channel;     // of the message: "analysis", "commentary", "final" or what the model wrote
+  std::string channel;  // of the message: "analysis", "commentary", "final" or what the model wrote
   std::string text;
 };
 

@@ -23,17 +23,18 @@ class Tokenizer {
   // Whether `folder` holds one of those files.
   static bool present(const std::string& folder);
   // From bytes already read; `name` appears in messages. kind: "json", "tiktoken" or "bin".
-  static std::shared_ptr<const Tokenizer> from_bytes(std::string_view bytes, std::string_view kind, const std::string& name);
+  static std::shared_ptr<const Tokenizer> from_bytes(std::string_view bytes, std::string_view kind,
+                                                     const std::string& name);
 
   virtual ~Tokenizer() = default;
   virtual std::vector<int32_t> encode(std::string_view bytes, const EncodeOptions& options = {}) const = 0;
   // Bytes of the ids; specials give their text only when `with_specials`. Ids without a token give "".
   // Not necessarily valid UTF-8.
   virtual std::string decode(std::span<const int32_t> ids, bool with_specials = false) const = 0;
-  virtual std::string_view token_bytes(int32_t id) const = 0;      // empty when the id has no token
+  virtual std::string_view token_bytes(int32_t id) const = 0;  // empty when the id has no token
   virtual bool is_special(int32_t id) const = 0;
   virtual std::optional<int32_t> special_id(std::string_view name) const = 0;  // name: "<|end|>"
-  virtual int32_t vocab_size() const = 0;                          // largest id + 1
+  virtual int32_t vocab_size() const = 0;                                      // largest id + 1
 };
 
 // Replaces ill-formed sequences by U+FFFD (WHATWG "maximal subpart" practice).

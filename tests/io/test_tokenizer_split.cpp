@@ -2,7 +2,7 @@
 // refused.
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 
 #include "core/error.h"
 #include "io/tokenizer_pattern.h"
@@ -157,17 +157,17 @@ TEST(TokenizerSplit, ExponentialBacktrackingIsAnErrorNotAHang) {
 
 TEST(TokenizerSplit, LongRunsOfOneCharacterTakeLinearTime) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  const std::chrono::seconds limit(20);
+  const double limit_s = 20;
 #else
-  const std::chrono::seconds limit(1);
+  const double limit_s = 1;
 #endif
   for (const char* unit : {"a", "A", " ", "\n", "\r", "1", "'", "\u00B4", "\u0301", "你", "🍣", "\xFF", " \n",
                            "aA", "'s", "/", "\u00A0"}) {
     std::string text;
     for (int i = 0; i < 1'000'000; ++i) text += unit;
-    const auto begin = std::chrono::steady_clock::now();
+    const std::clock_t begin = std::clock();
     const auto ends = o200k().piece_ends(text);
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, limit) << unit;
+    EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, limit_s) << unit;
     ASSERT_FALSE(ends.empty());
     EXPECT_EQ(ends.back(), text.size());
   }
