@@ -12,6 +12,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,33 +34,25 @@ def run_ctest(build: Path, jobs: int) -> Suite:
     report = (build / "ctest.xml").resolve()
     report.unlink(missing_ok=True)
     command = ["ctest", "--test-dir", build, "--output-on-failure", "-j", jobs, "--output-junit", report]
-    code = subprocess.run([*map(str, command), "--no-tests=error"]).returncode
-    return read_junit("ctest", report, code)
+    limits = ["--test-output-size-passed", 1 << 24, "--test-output-size-failed", 1 << 24]
+    code = subprocess.run([*map(str, command + limits), "--no-tests=error"]).returncode
+    return read_report("ctest", report, code, add_ctest_entry)
 
 
 def run_pytest(python: Path, build: Path, arguments: list[str]) -> Suite:
     report = (build / "pytest.xml").resolve()
     report.unlink(missing_ok=True)
     code = subprocess.run([python, "-m", "pytest", f"--junitxml={report}", *arguments]).returncode
-    return read_junit("pytest", report, code)
+    return read_report("pytest", report, code, add_pytest_case)
 
 
-def read_junit(name: str, report: Path, code: int) -> Suite:
+def read_report(name: str, report: Path, code: int, add: Callable[[Suite, ET.Element], None]) -> Suite:
     suite = Suite(name)
     if not report.exists():
         suite.broken = f"{name} ended with status {code} and wrote no report"
         return suite
     for case in ET.parse(report).iter("testcase"):
-        test = "::".join(filter(None, (case.get("classname"), case.get("name"))))
-        if case.get("classname") == case.get("name"):  # ctest repeats the name
-            test = case.get("name", "")
-        skipped = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
-            suite.failed.append(test)
-        elif skipped is not None:
-            suite.skipped.append((test, skip_reason(case, skipped)))
-        else:
-            suite.passed += 1
+        add(suite, case)
     if code != 0 and not suite.failed:
         suite.broken = f"{name} ended with status {code}"
     elif suite.passed == 0 and not suite.failed:
@@ -67,12 +60,47 @@ def read_junit(name: str, report: Path, code: int) -> Suite:
     return suite
 
 
-def skip_reason(case: ET.Element, skipped: ET.Element) -> str:
-    """pytest gives the reason as message; a GoogleTest binary prints it after a line that ends in "Skipped"."""
-    output = case.findtext("system-out") or ""
-    if match := re.search(r": Skipped\n(.+)", output):
-        return match.group(1).strip()
-    return (skipped.get("message") or "no reason given").strip()
+def add_pytest_case(suite: Suite, case: ET.Element) -> None:
+    test = f"{case.get('classname')}::{case.get('name')}"
+    skipped = case.find("skipped")
+    if case.find("failure") is not None or case.find("error") is not None:
+        suite.failed.append(test)
+    elif skipped is not None:
+        suite.skipped.append((test, (skipped.get("message") or "no reason given").strip()))
+    else:
+        suite.passed += 1
+
+
+RESULT = re.compile(r"^\[ +(OK|SKIPPED|FAILED) +\] ([\w./-]+).* \(\d+ ms\)$")
+
+
+def add_ctest_entry(suite: Suite, case: ET.Element) -> None:
+    """An entry is one GoogleTest case or a whole binary: what counts is the cases its output reports."""
+    entry, output = case.get("name", ""), case.findtext("system-out") or ""
+    failed_before, reason, cases = len(suite.failed), "no reason given", 0
+    lines = output.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""]):
+        if line.endswith(": Skipped"):
+            reason = following.strip() or reason
+        if match := RESULT.match(line):
+            cases += 1
+            verdict, name = match.groups()
+            test = name if name == entry else f"{entry} {name}"
+            if verdict == "OK":
+                suite.passed += 1
+            elif verdict == "SKIPPED":
+                suite.skipped.append((test, reason))
+            else:
+                suite.failed.append(test)
+    skipped = case.find("skipped")
+    whole_skipped = skipped is not None and (skipped.get("message") or "").startswith("SKIP_")
+    if whole_skipped and cases == 0:
+        said = re.search(r"^Skipped: (.+)$", output, re.M)
+        suite.skipped.append((entry, said.group(1) if said else "no reason given"))
+    elif case.get("status") != "run" and not whole_skipped and len(suite.failed) == failed_before:
+        suite.failed.append(entry)  # not built, crashed or timed out
+    elif cases == 0:
+        suite.passed += 1  # not a GoogleTest binary
 
 
 def print_summary(suites: list[Suite]) -> None:
