@@ -122,6 +122,11 @@ void InputFile::check_unchanged() const {
     throw ModelFormatError(concat(path_, ": was modified after it was opened"));
 }
 
+bool is_present(const std::string& path) {
+  struct stat info {};
+  return ::lstat(path.c_str(), &info) == 0 || (errno != ENOENT && errno != ENOTDIR);
+}
+
 std::string read_small_file(const std::string& path, int64_t max_bytes) {
   const InputFile file(path);
   if (file.size() > max_bytes)

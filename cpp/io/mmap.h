@@ -38,6 +38,10 @@ class InputFile {
   int64_t modified_ns_ = 0;
 };
 
+// Whether there is anything of this name, also a link that leads nowhere or a file we may not examine:
+// opening it then says what is wrong with it.
+bool is_present(const std::string& path);
+
 // The whole of a small file such as a config; ModelFormatError when it is larger than `max_bytes`.
 std::string read_small_file(const std::string& path, int64_t max_bytes);
 

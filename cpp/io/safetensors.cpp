@@ -39,12 +39,6 @@ bool is_folder(const std::string& path) {
   return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
 }
 
-// Anything with this name, also a link that leads nowhere: opening it then says what is wrong with it.
-bool present(const fs::path& path) {
-  struct stat info {};
-  return ::lstat(path.c_str(), &info) == 0;
-}
-
 // An index may name files of its own folder only.
 void check_plain_name(const std::string& name, const std::string& index) {
   const bool plain = !name.empty() && name != "." && name != ".." &&
@@ -82,7 +76,7 @@ std::vector<WeightFile> open_indexed(const fs::path& folder) {
   std::vector<WeightFile> files;
   std::map<std::string, std::set<std::string_view>> tensors_in;
   for (const std::string& shard : shards) {
-    if (!present(folder / shard))
+    if (!is_present((folder / shard).string()))
       throw ModelFormatError(concat(index, ": shard \"", printable(shard),
                                     "\" is missing. The download is probably incomplete."));
     files.push_back(open_weight_file((folder / shard).string()));
@@ -111,12 +105,12 @@ std::vector<WeightFile> open_unindexed(const fs::path& folder) {
 }
 
 std::vector<WeightFile> open_folder(const fs::path& folder) {
-  if (present(folder / kSingleFile)) {
+  if (is_present((folder / kSingleFile).string())) {
     std::vector<WeightFile> files;
     files.push_back(open_weight_file((folder / kSingleFile).string()));
     return files;
   }
-  return present(folder / kIndexFile) ? open_indexed(folder) : open_unindexed(folder);
+  return is_present((folder / kIndexFile).string()) ? open_indexed(folder) : open_unindexed(folder);
 }
 
 }  // namespace

@@ -38,8 +38,8 @@ std::string contents(const std::string& folder) {
 
 std::shared_ptr<Model> load_folder(const std::string& folder, const LoadOptions& options) {
   const std::string path = folder + "/config.json";
-  if (!fs::exists(path)) {
-    if (fs::exists(folder + "/model.bin")) return moe::load_flat_bin(folder + "/model.bin", options);
+  if (!io::is_present(path)) {
+    if (io::is_present(folder + "/model.bin")) return moe::load_flat_bin(folder + "/model.bin", options);
     throw ModelFormatError(
         concat("no config.json in \"", folder, "\" (", contents(folder), "). Did the download finish?"));
   }
@@ -86,6 +86,8 @@ Precision parse_precision(std::string_view text) {
 std::shared_ptr<Model> load_model(const std::string& path, const LoadOptions& options) {
   std::error_code failed;
   const auto status = fs::status(path, failed);
+  if (status.type() == fs::file_type::none)
+    throw IoError(concat("\"", printable(path, 400), "\" cannot be examined: ", failed.message()));
   if (!fs::exists(status))
     throw ModelFormatError(concat("no model at \"", path, "\": there is no such file or folder"));
   if (fs::is_directory(status)) return load_folder(path, options);

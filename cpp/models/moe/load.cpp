@@ -19,7 +19,7 @@ constexpr int32_t kHarmonyStops[] = {200002, 199999, 200012};
 std::vector<int32_t> stop_ids(const std::string& folder, const MoeConfig& config) {
   const std::string path = folder + "/generation_config.json";
   std::vector<int32_t> ids = config.eos_ids;
-  if (fs::exists(path)) {
+  if (io::is_present(path)) {
     const io::JsonValue json = io::parse_json_document(io::read_small_file(path, 1 << 20), path);
     if (const io::JsonValue* eos = json.find("eos_token_id")) {
       std::vector<int32_t> found;

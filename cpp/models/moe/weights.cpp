@@ -41,6 +41,10 @@ class Source {
 
   // MXFP4 pair of the logical shape [E, rows, cols].
   ops::Weight mxfp4(const std::string& blocks_name, const std::string& scales_name, const Shape& shape) {
+    if (shape[2] % kMxBlock != 0)
+      throw ModelFormatError(concat(archive_.file_of(blocks_name), ": tensor \"", blocks_name,
+                                    "\" is MXFP4, but its rows have ", shape[2],
+                                    " columns, expected a multiple of ", kMxBlock));
     const Shape blocks_shape{shape[0], shape[1], shape[2] / kMxBlock, kMxBlockBytes};
     const Tensor blocks = bytes(blocks_name, blocks_shape);
     const Tensor scales = bytes(scales_name, {shape[0], shape[1], shape[2] / kMxBlock});
