@@ -15,7 +15,7 @@ for target in "${targets[@]}"; do
   seeds=tests/fuzz/corpus/${name#fuzz_}
   mkdir -p "$corpus"
   echo "fuzz: $name, $seconds s"
-  "$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 \
+  "$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -verbosity=0 -print_funcs=0 -print_final_stats=1 \
     -artifact_prefix="$build/" "$corpus" $([ -d "$seeds" ] && echo "$seeds")
   count=$((count + 1))
 done
