@@ -104,7 +104,10 @@ class Stream(Iterator[Piece]):
 
 
 class Model:
-    """A loaded model. Several threads may use it at once: their prompts share the steps."""
+    """A loaded model. Several threads may use it at once: their prompts share the steps.
+
+    A forked child may use it too, provided no call was running at the fork.
+    """
 
     def __init__(self, engine: "_core.Engine") -> None:
         self._engine = engine
