@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -47,8 +48,13 @@ struct Job {
 
 class Pool {
  public:
-  explicit Pool(int num_threads) {
-    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  // Where the system refuses more threads the pool works with fewer.
+  explicit Pool(int num_threads) : wanted_(num_threads) {
+    workers_.reserve(static_cast<size_t>(num_threads));
+    try {
+      for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {
@@ -58,7 +64,7 @@ class Pool {
     for (auto& worker : workers_) worker.join();
   }
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int wanted() const { return wanted_; }
 
   void run(Job& job) {
     job_ = &job;
@@ -92,6 +98,7 @@ class Pool {
     }
   }
 
+  const int wanted_;
   std::vector<std::thread> workers_;
   Job* job_ = nullptr;
   std::atomic<uint32_t> generation_{0};
@@ -151,7 +158,7 @@ void run_parallel(int64_t num_tasks, ParallelBody body, void* context) {
     for (int64_t task = 0; task < num_tasks; ++task) body(context, task, 0);
     return;
   }
-  if (!g_pool || g_pool->size() != num_threads()) {
+  if (!g_pool || g_pool->wanted() != num_threads()) {
     static const int registered = pthread_atfork(nullptr, nullptr, reset_after_fork);
     (void)registered;
     g_pool.reset();

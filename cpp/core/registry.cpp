@@ -56,9 +56,11 @@ const trivium_backend_v1& checked(const trivium_backend_v1* table, const std::st
         concat(path, ": does not serve backend ABI ", kBackendAbi, " (built for another release)"));
   if (table->abi != kBackendAbi || table->struct_size != sizeof(trivium_backend_v1))
     throw DeviceError(concat(path, ": backend ABI ", table->abi, ", expected ", kBackendAbi));
-  if (std::string_view(table->build_id) != build_id())
-    throw DeviceError(
-        concat(path, ": built as ", printable(table->build_id), ", this library is ", build_id()));
+  const std::string_view built = table->build_id ? table->build_id : "";
+  if (built != build_id())
+    throw DeviceError(concat(path, ": built as ", printable(built), ", this library is ", build_id()));
+  if (!table->runtime || !table->kernels || !table->last_error)
+    throw DeviceError(concat(path, ": one of its tables is missing"));
   if (table->runtime->struct_size != sizeof(Runtime) || table->kernels->struct_size != sizeof(Kernels))
     throw DeviceError(concat(path, ": its tables have another size than this library's"));
   return *table;
@@ -79,7 +81,9 @@ Entry& find_entry(DeviceKind kind) {
     if (::access(path.c_str(), F_OK) != 0) continue;
     entry.file = path;
     try {
-      entry.backend = &load_backend_file(path);
+      const trivium_backend_v1& table = load_backend_file(path);
+      if (table.kind != kind) throw DeviceError(concat(path, ": is a backend for ", name_of(table.kind)));
+      entry.backend = &table;
       entry.reason.clear();
     } catch (const Error& e) {
       entry.reason = e.what();

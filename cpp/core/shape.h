@@ -1,6 +1,7 @@
 // Shape: up to 8 extents, held by value.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -33,6 +34,7 @@ class Shape {
 
   // Product of the extents; InvalidArgument when it does not fit in 63 bits.
   int64_t numel() const {
+    if (std::find(begin(), end(), 0) != end()) return 0;
     int64_t n = 1;
     for (const int64_t d : *this)
       TRIVIUM_CHECK(!__builtin_mul_overflow(n, d, &n), "shape: ", *this, " has more than 2^63 elements");

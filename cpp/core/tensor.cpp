@@ -43,7 +43,7 @@ Tensor Tensor::wrap(void* data, const Shape& shape, Dtype dtype, Device device, 
   int64_t running = 1;
   for (int d = shape.rank() - 1; d >= 0; --d) {
     t.strides_[d] = strides.empty() ? running : strides[d];
-    running *= shape[d];
+    if (__builtin_mul_overflow(running, shape[d], &running)) running = 0;  // only beside an extent of 0
   }
   return t;
 }
@@ -65,9 +65,10 @@ Tensor Tensor::zeros(const Shape& shape, Dtype dtype, Device device) {
 }
 
 bool Tensor::is_contiguous() const {
+  if (numel_ == 0) return true;
   int64_t running = 1;
   for (int d = rank() - 1; d >= 0; --d) {
-    if (shape_[d] != 1 && strides_[d] != running) return numel_ == 0;
+    if (shape_[d] != 1 && strides_[d] != running) return false;
     running *= shape_[d];
   }
   return true;
