@@ -13,11 +13,12 @@ void moe_route(const MoeRouteArgs& a) {
     const float* z = a.logits + t * a.num_experts;
     int32_t* experts = a.experts + t * a.top_k;
     float* weights = a.weights + t * a.top_k;
-    // Insertion into a short sorted list; strict comparison keeps the lower index on ties.
+    // Insertion into a short sorted list; strict comparison keeps the lower index on ties. A NaN counts as
+    // the largest, so that it reaches the weights instead of falling off the end.
     int64_t found = 0;
     for (int64_t e = 0; e < a.num_experts; ++e) {
       int64_t at = std::min(found, a.top_k);
-      while (at > 0 && !(weights[at - 1] >= z[e])) --at;
+      while (at > 0 && !std::isnan(weights[at - 1]) && !(weights[at - 1] >= z[e])) --at;
       if (at >= a.top_k) continue;
       for (int64_t i = std::min(found, a.top_k - 1); i > at; --i)
         experts[i] = experts[i - 1], weights[i] = weights[i - 1];

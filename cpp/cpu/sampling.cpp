@@ -64,8 +64,10 @@ class Ranking {
 int32_t draw(const SampleArgs& a, int64_t row, const float* z, float maximum) {
   std::vector<Candidate> all(static_cast<size_t>(a.vocab));
   const float inverse = 1.0f / a.temperature[row];
-  for (int64_t i = 0; i < a.vocab; ++i)
-    all[static_cast<size_t>(i)] = {std::exp((z[i] - maximum) * inverse), static_cast<int32_t>(i)};
+  for (int64_t i = 0; i < a.vocab; ++i) {
+    const float p = std::exp((z[i] - maximum) * inverse);  // NaN for a logit of -inf at infinite temperature
+    all[static_cast<size_t>(i)] = {std::isnan(p) ? 0.0f : p, static_cast<int32_t>(i)};
+  }
   if (const float min_p = a.min_p[row]; min_p > 0)
     std::erase_if(all,
                   [&](const Candidate& c) { return c.probability < min_p; });  // the largest is exp(0) = 1
@@ -97,8 +99,10 @@ void sample(const SampleArgs& a) {
   parallel_for(a.rows, [&](int64_t row, int) {
     const float* z = a.logits + row * a.vocab;
     const int32_t best = first_maximum(z, a.vocab);
-    // An infinite maximum leaves no distribution to draw from: its first place is the answer.
-    const bool greedy = !(a.temperature[row] > 0) || best < 0 || std::isinf(z[best]);
+    // An infinite maximum, or a temperature whose inverse overflows, leaves no distribution to draw from: the
+    // first maximum is the answer.
+    const bool greedy =
+        !(a.temperature[row] > 0) || std::isinf(1.0f / a.temperature[row]) || best < 0 || std::isinf(z[best]);
     a.tokens[row] = greedy ? best : draw(a, row, z, z[best]);
   });
 }

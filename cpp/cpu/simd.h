@@ -261,7 +261,8 @@ TRIVIUM_INLINE F32 round(F32 a) {  // |a| < 2^22: adding 1.5 * 2^23 leaves no fr
 }
 TRIVIUM_INLINE F32 scale_by_power(F32 a, F32 n) {
   return each([&](int i) {
-    return a.v[i] * __builtin_bit_cast(float, static_cast<uint32_t>(static_cast<int>(n.v[i]) + 127) << 23);
+    const int power = n.v[i] == n.v[i] ? static_cast<int>(n.v[i]) : 0;
+    return a.v[i] * __builtin_bit_cast(float, static_cast<uint32_t>(power + 127) << 23);
   });
 }
 TRIVIUM_INLINE float reduce_add(F32 x) { return (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]); }
@@ -281,9 +282,10 @@ TRIVIUM_INLINE F32 dot(B16 a, B16 b, F32 acc) {
 #endif
 
 // e^x to about 2 ulp: x = n ln2 + r, degree-6 polynomial on |r| <= ln2/2. Arguments are clamped to
-// [-87.3, 88.3], so the result is a normal number.
+// [-87.3, 88.3], so the result is a normal number. x86 min and max return their second operand on NaN: the
+// data stands second so that a NaN stays one.
 TRIVIUM_INLINE F32 exp(F32 x) {
-  x = min(max(x, set1(-87.3f)), set1(88.3f));
+  x = min(set1(88.3f), max(set1(-87.3f), x));
   const F32 n = round(mul(x, set1(1.44269504f)));
   const F32 r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), x));
   F32 p = set1(1.0f / 720);
