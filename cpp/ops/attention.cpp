@@ -14,6 +14,10 @@ void check_f32(const Tensor& t, int rank, const char* what, const char* expected
                 t.shape(), " ", t.dtype(), ", expected contiguous float32 ", expected);
 }
 
+void check_same_device(const Tensor& a, const Tensor& b, const char* what) {
+  TRIVIUM_CHECK(a.device() == b.device(), what, ": tensors on ", a.device(), " and ", b.device());
+}
+
 // i32 [count] on `device` holding first, first + 1, ...
 Tensor iota(int64_t count, int32_t first, Device device) {
   Tensor t = Tensor::empty({count}, Dtype::i32);
@@ -62,6 +66,8 @@ Tensor rope(const Tensor& x, const Tensor& positions, const RopeFrequencies& fre
   TRIVIUM_CHECK(positions.dtype() == Dtype::i32 && positions.shape() == Shape{x.dim(0)},
                 "rope: positions are ", positions.shape(), " ", positions.dtype(), ", expected int32 [",
                 x.dim(0), "]");
+  check_same_device(x, positions, "rope");
+  TRIVIUM_CHECK(positions.is_contiguous(), "rope: positions are not contiguous");
   const int64_t half = x.dim(2) / 2;
   TRIVIUM_CHECK(x.dim(2) % 2 == 0 && static_cast<int64_t>(frequencies.inv_freq.size()) == half,
                 "rope: head_dim ", x.dim(2), " needs ", half, " frequencies, got ",
@@ -100,6 +106,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   TRIVIUM_CHECK(k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0, "attention: ", q.dim(1),
                 " heads are not a multiple of ", k.dim(1), " kv heads");
   TRIVIUM_CHECK(q.dim(0) <= k.dim(0), "attention: ", q.dim(0), " queries, but only ", k.dim(0), " positions");
+  check_same_device(q, k, "attention");
+  check_same_device(k, v, "attention");
   TRIVIUM_CHECK(window >= 0, "attention: window is ", window, ", expected >= 0");
   Tensor out = Tensor::empty(q.shape(), Dtype::f32, q.device());
   if (q.numel() == 0) return out;

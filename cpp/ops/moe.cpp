@@ -40,9 +40,12 @@ void check_experts(const Tensor& x, const Routing& routing, const Experts& e) {
   TRIVIUM_CHECK(routing.experts.rank() == 2 && routing.experts.dim(0) == x.dim(0) &&
                     routing.experts.dtype() == Dtype::i32 &&
                     routing.weights.shape() == routing.experts.shape() &&
-                    routing.weights.dtype() == Dtype::f32,
+                    routing.weights.dtype() == Dtype::f32 && routing.experts.is_contiguous() &&
+                    routing.weights.is_contiguous(),
                 "moe_experts: experts are ", routing.experts.shape(), " and weights ",
-                routing.weights.shape(), ", expected int32 and float32 [", x.dim(0), ", top_k]");
+                routing.weights.shape(), ", expected contiguous int32 and float32 [", x.dim(0), ", top_k]");
+  for (const Tensor* t : {&routing.experts, &routing.weights, &e.gate_up.data, &e.down.data})
+    TRIVIUM_CHECK(t->device() == x.device(), "moe_experts: tensors on ", x.device(), " and ", t->device());
   const Tensor chosen = routing.experts.to(Device{});
   for (int64_t i = 0; i < chosen.numel(); ++i) {
     const int32_t expert = chosen.data_as<int32_t>()[i];
@@ -123,6 +126,7 @@ void sample(const Tensor& logits, std::span<const SampleRow> rows, std::span<int
   for (const SampleRow& row : rows) {
     TRIVIUM_CHECK(row.params.temperature >= 0, "sample: temperature is ", row.params.temperature,
                   ", expected >= 0");
+    TRIVIUM_CHECK(!(row.params.min_p > 1), "sample: min_p is ", row.params.min_p, ", expected 0 to 1");
     temperature.push_back(row.params.temperature);
     top_p.push_back(row.params.top_p);
     min_p.push_back(row.params.min_p);
