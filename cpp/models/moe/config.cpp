@@ -64,6 +64,7 @@ class Reader {
 void read_rope(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
   const io::JsonValue* nested = json.find("rope_parameters");
   if (!nested) nested = json.find("rope_scaling");
+  reader.require(!nested || nested->object(), "rope_scaling is not an object");
   static const io::JsonValue kNone;
   Reader rope(nested ? *nested : kNone, "");
   c.rope.theta = nested && nested->find("rope_theta") ? rope.number({"rope_theta"}, 0)

@@ -33,8 +33,9 @@ void check_batch(const Batch& batch, const MoeStates& states, const MoeConfig& c
                   states.num_slots());
     TRIVIUM_CHECK(!seen[static_cast<size_t>(s.slot)], "forward: slot ", s.slot, " appears twice");
     seen[static_cast<size_t>(s.slot)] = true;
-    TRIVIUM_CHECK(s.count >= 1 && s.start >= 0 && s.start + s.count <= c.max_positions, "forward: positions ",
-                  s.start, " to ", s.start + s.count, ", the model has ", c.max_positions);
+    TRIVIUM_CHECK(
+        s.count >= 1 && 0 <= s.start && s.start <= c.max_positions && s.count <= c.max_positions - s.start,
+        "forward: ", s.count, " positions from ", s.start, ", the model has ", c.max_positions);
     TRIVIUM_CHECK(s.start + s.count <= states.reserved(s.slot), "forward: slot ", s.slot, " has room for ",
                   states.reserved(s.slot), " positions, ", s.start + s.count, " are needed");
     total += s.count;
@@ -223,7 +224,9 @@ Tensor MoeModel::logits(Step& step) const {
 }
 
 Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
-  auto& own = dynamic_cast<MoeStates&>(states);
+  auto* mine = dynamic_cast<MoeStates*>(&states);
+  TRIVIUM_CHECK(mine, "forward: the states belong to another kind of model");
+  MoeStates& own = *mine;
   check_batch(batch, own, config_);
   Step step{batch, own, cancel, static_cast<int64_t>(batch.tokens.size()), {}};
   if (step.tokens == 0) return logits(step);

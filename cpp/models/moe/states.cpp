@@ -146,7 +146,7 @@ MoeStates::MoeStates(const MoeConfig& c, const StateOptions& options, Dtype acti
 }
 
 bool MoeStates::reserve(int slot, int64_t length) {
-  TRIVIUM_CHECK(slot >= 0 && slot < options_.num_slots, "states: slot ", slot, " of ", options_.num_slots);
+  check_slot(slot);
   if (length > options_.max_length) return false;
   // Pages the first pool gained stay with the slot when the second has too few: release() gives them back.
   if (!full_.grow(slot, blocks_for(length)) || !ring_.grow(slot, blocks_for(length))) return false;
@@ -154,13 +154,20 @@ bool MoeStates::reserve(int slot, int64_t length) {
   return true;
 }
 
+void MoeStates::check_slot(int slot) const {
+  TRIVIUM_CHECK(slot >= 0 && slot < options_.num_slots, "states: slot ", slot, " of ", options_.num_slots);
+}
+
 void MoeStates::release(int slot) {
+  check_slot(slot);
   full_.release(slot);
   ring_.release(slot);
   length_[static_cast<size_t>(slot)] = 0;
 }
 
 bool MoeStates::copy(int from, int to) {
+  check_slot(from);
+  TRIVIUM_CHECK(from != to, "states: slot ", from, " copied onto itself");
   release(to);
   if (!reserve(to, reserved(from))) {
     release(to);

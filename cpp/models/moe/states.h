@@ -81,7 +81,9 @@ class MoeStates : public SequenceStates {
   static Plan plan(const MoeConfig& config, const StateOptions& options);
 
  private:
-  const MoeConfig& config_;
+  void check_slot(int slot) const;
+
+  const MoeConfig config_;  // a copy: states may outlive their model
   StateOptions options_;
   Plan plan_;
   PagePool full_, ring_;
