@@ -1,0 +1,113 @@
+// Looking for bad values in weights, and transposing experts.
+#include "models/scan.h"
+
+#include <cstring>
+#include <mutex>
+
+#include "support/backend.h"
+#include "support/inputs.h"
+
+namespace trivium::testing {
+namespace {
+
+constexpr int64_t kChunk = 4 << 20;  // bytes one task scans
+
+void expect_found(const Tensor& t, int64_t at) {
+  LoadOptions options;
+  expect_error<ModelFormatError>(
+      [&] { WeightScan(options).dense(t, "a.safetensors", "w"); },
+      {concat("a.safetensors: tensor \"w\" holds a NaN or an infinity at element ", at)});
+  options.check_weights = false;
+  WeightScan(options).dense(t, "a.safetensors", "w");
+}
+
+TEST(WeightScan, FindsTheFirstBadValueWhereverItStands) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
+    const int64_t chunk = kChunk / size_of(dtype), count = 2 * chunk + 77;
+    Tensor t = Tensor::zeros({count}, dtype);
+    const auto set = [&](int64_t at, bool bad, uint32_t bits) {
+      const uint32_t value = bad ? bits : 0;
+      std::memcpy(static_cast<char*>(t.data()) + at * size_of(dtype), &value,
+                  static_cast<size_t>(size_of(dtype)));
+    };
+    const uint32_t infinity = dtype == Dtype::f32 ? 0x7f800000 : dtype == Dtype::bf16 ? 0x7f80 : 0x7c00;
+    const uint32_t sign = dtype == Dtype::f32 ? 0x80000000 : 0x8000;
+    for (const int64_t at : {int64_t{0}, int64_t{1}, chunk - 1, chunk, 2 * chunk + 76})
+      for (const uint32_t bits : {infinity, infinity | sign, infinity | 1, infinity | sign | 1}) {
+        set(at, true, bits);
+        expect_found(t, at);
+        set(count - 1, true, bits);  // a later one does not hide it
+        expect_found(t, at);
+        set(count - 1, false, 0);
+        set(at, false, 0);
+      }
+    for (const uint32_t bits : {infinity - 1, sign | (infinity - 1), sign, 1u}) {
+      set(5, true, bits);
+      WeightScan(LoadOptions{}).dense(t, "a", "largest and smallest finite values");
+    }
+  }
+}
+
+TEST(WeightScan, ScalesStopAt252) {
+  const LoadOptions options;
+  Tensor t = Tensor::zeros({kChunk + 100}, Dtype::u8);
+  uint8_t* p = t.data_as<uint8_t>();
+  p[7] = 252;
+  WeightScan(options).scales(t, "a", "s");
+  for (const int64_t at : {int64_t{0}, kChunk - 1, kChunk, kChunk + 99})
+    for (const int bad : {253, 254, 255}) {
+      p[at] = static_cast<uint8_t>(bad);
+      expect_error<ModelFormatError>(
+          [&] { WeightScan(options).scales(t, "a", "s"); },
+          {concat("a: tensor \"s\" holds scale ", bad, " at element ", at, ", expected at most 252")});
+      p[at] = 0;
+    }
+}
+
+TEST(WeightScan, ReportsProgressAndStopsWhenCancelled) {
+  std::vector<std::pair<int64_t, int64_t>> calls;
+  CancelToken token;
+  LoadOptions options;
+  options.cancel = &token;
+  options.on_progress = [&](int64_t done, int64_t total) { calls.emplace_back(done, total); };
+  WeightScan scan(options);
+  scan.expect(100);
+  scan.skip(10);
+  scan.dense(Tensor::zeros({5}, Dtype::f32), "a", "w");
+  scan.scales(Tensor::zeros({6}, Dtype::u8), "a", "s");
+  scan.skip(90);
+  EXPECT_EQ(calls, (std::vector<std::pair<int64_t, int64_t>>{{10, 100}, {30, 100}, {36, 100}, {126, 126}}));
+  token.cancel();
+  EXPECT_THROW(scan.skip(1), Cancelled);
+}
+
+TEST(TransposeExperts, SwapsRowsAndColumnsOfEveryExpert) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16})
+    for (const auto& [rows, cols] :
+         {std::pair<int64_t, int64_t>{1, 1}, {31, 33}, {64, 5}, {32, 96}, {1, 40}, {0, 3}}) {
+      const Tensor stored = random_integers({3, rows, cols}, 1).to(dtype);
+      std::mutex mutex;
+      std::vector<const void*> done;
+      const Tensor got = transpose_experts(stored, [&](const Tensor& expert) {
+        const std::lock_guard lock(mutex);
+        EXPECT_EQ(expert.shape(), (Shape{1, rows, cols}));
+        done.push_back(expert.data());
+      });
+      EXPECT_EQ(got.shape(), (Shape{3, cols, rows}));
+      EXPECT_EQ(done.size(), 3u);
+      const auto from = doubles_of(stored), to = doubles_of(got);
+      for (int64_t e = 0; e < 3; ++e)
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t c = 0; c < cols; ++c)
+            ASSERT_EQ(to[static_cast<size_t>((e * cols + c) * rows + r)],
+                      from[static_cast<size_t>((e * rows + r) * cols + c)]);
+    }
+}
+
+TEST(TouchPages, ReadsTensorsOfAnySize) {
+  for (const int64_t bytes : {int64_t{0}, int64_t{1}, int64_t{4097}, kChunk + 1})
+    touch_pages(Tensor::zeros({bytes}, Dtype::u8));
+}
+
+}  // namespace
+}  // namespace trivium::testing
