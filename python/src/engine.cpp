@@ -37,9 +37,8 @@ class Progress {
 };
 
 std::shared_ptr<Engine> load(const std::string& path, const std::string& device, const std::string& precision,
-                             const std::optional<std::string>& tokenizer, bool load_tokenizer,
-                             bool check_weights, int batch_size, const std::optional<std::string>& kv_dtype,
-                             const py::object& on_progress) {
+                             const std::optional<std::string>& tokenizer, bool check_weights, int batch_size,
+                             const std::optional<std::string>& kv_dtype, const py::object& on_progress) {
   CancelToken cancel;
   Progress progress(on_progress);
   std::shared_ptr<Engine> engine;
@@ -47,7 +46,6 @@ std::shared_ptr<Engine> load(const std::string& path, const std::string& device,
     LoadOptions options{.device = parse_device(device),
                         .precision = parse_precision(precision),
                         .tokenizer_path = tokenizer.value_or(""),
-                        .load_tokenizer = load_tokenizer,
                         .check_weights = check_weights,
                         .on_progress = {},
                         .cancel = &cancel};
@@ -214,8 +212,8 @@ void register_engine(py::module_& m) {
           "None when the folder has none.")
       .def_property_readonly("info", info);
   m.def("load", load, py::arg("path"), py::kw_only(), py::arg("device"), py::arg("precision"),
-        py::arg("tokenizer"), py::arg("load_tokenizer"), py::arg("check_weights"), py::arg("batch_size"),
-        py::arg("kv_dtype"), py::arg("on_progress"));
+        py::arg("tokenizer"), py::arg("check_weights"), py::arg("batch_size"), py::arg("kv_dtype"),
+        py::arg("on_progress"));
 }
 
 }  // namespace trivium::python

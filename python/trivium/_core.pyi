@@ -314,7 +314,6 @@ def load(
     device: str,
     precision: str,
     tokenizer: str | None,
-    load_tokenizer: bool,
     check_weights: bool,
     batch_size: typing.SupportsInt | typing.SupportsIndex,
     kv_dtype: str | None,

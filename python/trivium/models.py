@@ -277,7 +277,6 @@ def load(
         device=device,
         precision=precision,
         tokenizer=None if tokenizer is None else os.fspath(tokenizer),
-        load_tokenizer=True,
         check_weights=check_weights,
         batch_size=batch_size,
         kv_dtype=kv_dtype,
