@@ -23,9 +23,9 @@ class JsonHandler {
   virtual ~JsonHandler() = default;
   virtual void on_null() = 0;
   virtual void on_bool(bool value) = 0;
-  virtual void on_integer(int64_t value) = 0;      // negative, or fits in int64
-  virtual void on_unsigned(uint64_t value) = 0;    // above 2^63 - 1
-  virtual void on_number(double value) = 0;        // finite: 1e999 is an error
+  virtual void on_integer(int64_t value) = 0;    // negative, or fits in int64
+  virtual void on_unsigned(uint64_t value) = 0;  // above 2^63 - 1
+  virtual void on_number(double value) = 0;      // finite: 1e999 is an error
   virtual void on_string(std::string_view value) = 0;
   virtual void on_key(std::string_view key) = 0;
   virtual void on_start_object() = 0;
@@ -35,7 +35,8 @@ class JsonHandler {
 };
 
 // ModelFormatError "NAME: invalid JSON at byte N: ..." on anything ill-formed or over the limits.
-void parse_json(std::string_view text, const std::string& name, const JsonLimits& limits, JsonHandler& handler);
+void parse_json(std::string_view text, const std::string& name, const JsonLimits& limits,
+                JsonHandler& handler);
 
 // A small document as a tree; duplicate keys are an error. For config files, JSONL lines, indexes: never for
 // tokenizers or other large files.
@@ -51,10 +52,12 @@ class JsonValue {
   const std::string* string() const { return std::get_if<std::string>(&value); }
   const bool* boolean() const { return std::get_if<bool>(&value); }
   bool is_integer() const { return std::holds_alternative<int64_t>(value); }
-  bool is_number() const { return is_integer() || std::holds_alternative<uint64_t>(value) || std::holds_alternative<double>(value); }
-  int64_t integer() const { return std::get<int64_t>(value); }      // only when is_integer()
-  double number() const;                                            // only when is_number()
-  const JsonValue* find(std::string_view key) const;                // null when absent, null-valued or not an object
+  bool is_number() const {
+    return is_integer() || std::holds_alternative<uint64_t>(value) || std::holds_alternative<double>(value);
+  }
+  int64_t integer() const { return std::get<int64_t>(value); }  // only when is_integer()
+  double number() const;                                        // only when is_number()
+  const JsonValue* find(std::string_view key) const;  // null when absent, null-valued or not an object
 };
 
 JsonValue parse_json_document(std::string_view text, const std::string& name, const JsonLimits& limits = {});
@@ -69,7 +72,7 @@ class JsonWriter {
   JsonWriter& key(std::string_view name);
   JsonWriter& string(std::string_view text);
   JsonWriter& integer(int64_t value);
-  JsonWriter& number(double value);      // shortest form that reads back; NaN and infinities become null
+  JsonWriter& number(double value);  // shortest form that reads back; NaN and infinities become null
   JsonWriter& boolean(bool value);
   JsonWriter& null();
   const std::string& text() const { return out_; }
