@@ -15,6 +15,9 @@ namespace trivium::cpu::TRIVIUM_CPU_NS {
 inline constexpr int kTileRows = 4;    // weight rows of a tile
 inline constexpr int kTileCols = 6;    // x rows of a tile: 24 accumulators, 4 weights, 1 x in 32 registers
 inline constexpr int kStreamRows = 8;  // weight rows of a tile with one x row: enough chains to hide latency
+// Tiles are unrolled so that accumulators stay in registers; the scalar level's would not fit in any case,
+// and a sanitizer's checks on unrolled loops take gcc minutes to compile.
+inline constexpr int kUnroll = kLanes > 4 ? 8 : 1;
 inline constexpr int64_t kTaskRows = 32;  // weight rows of a task
 inline constexpr int64_t kBlockBytes = 384
                                        << 10;  // x rows kept in the second-level cache while weights pass by
@@ -81,33 +84,33 @@ template <int kRows, int kCols, class X, class Rows>
 [[gnu::noinline]] void multiply_tile(const Rows& w, int64_t row0, const X* const* x, int64_t k, float* out) {
   using S = Step<X>;
   F32 acc[kRows][kCols];
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
   for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
     for (int c = 0; c < kCols; ++c) acc[r][c] = zero();
   int64_t i = 0;
   for (; i + S::kWidth <= k; i += S::kWidth) {
     typename S::Vec wv[kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
     for (int r = 0; r < kRows; ++r) wv[r] = w.at(row0 + r, i);
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
     for (int c = 0; c < kCols; ++c) {
       const auto xv = S::load_x(x[c] + i);
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
       for (int r = 0; r < kRows; ++r) acc[r][c] = S::mac(wv[r], xv, acc[r][c]);
     }
   }
   if (const int tail = static_cast<int>(k - i); tail > 0) {
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
     for (int r = 0; r < kRows; ++r) {
       const auto wv = w.at(row0 + r, i, tail);
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
       for (int c = 0; c < kCols; ++c) acc[r][c] = S::mac(wv, S::load_x(x[c] + i, tail), acc[r][c]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
   for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll kUnroll
     for (int c = 0; c < kCols; ++c) out[r * kCols + c] = reduce_add(acc[r][c]);
 }
 

@@ -200,31 +200,28 @@ TRIVIUM_INLINE F32 dot(B16 a, B16 b, F32 acc) {
 
 #else
 
+// Plain C++ on the compiler's generic vectors: the reference level, and what runs on any CPU.
 inline constexpr int kLanes = 4;
+typedef float Lanes __attribute__((vector_size(16)));
+typedef int32_t IntLanes __attribute__((vector_size(16)));
 struct F32 {
-  float v[kLanes];
+  Lanes v;
 };
-struct B16 {
-  bf16 v[2 * kLanes];
+struct B16 {  // widened on loading: elements 2i and 2i + 1
+  Lanes even, odd;
 };
 
-template <class Fn>
-TRIVIUM_INLINE F32 each(Fn&& fn) {
-  F32 r;
-  for (int i = 0; i < kLanes; ++i) r.v[i] = fn(i);
-  return r;
-}
-TRIVIUM_INLINE F32 zero() { return {}; }
-TRIVIUM_INLINE F32 set1(float x) {
-  return each([&](int) { return x; });
-}
+TRIVIUM_INLINE F32 zero() { return {Lanes{}}; }
+TRIVIUM_INLINE F32 set1(float x) { return {Lanes{x, x, x, x}}; }
 template <class T>
 TRIVIUM_INLINE F32 load(const T* p) {
-  return each([&](int i) { return to_float(p[i]); });
+  return {Lanes{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
 }
 template <class T>
 TRIVIUM_INLINE F32 load(const T* p, int n) {
-  return each([&](int i) { return i < n ? to_float(p[i]) : 0.0f; });
+  F32 r{};
+  for (int i = 0; i < n; ++i) r.v[i] = to_float(p[i]);
+  return r;
 }
 TRIVIUM_INLINE void store(float* p, F32 x, int n = kLanes) {
   for (int i = 0; i < n; ++i) p[i] = x.v[i];
@@ -232,52 +229,33 @@ TRIVIUM_INLINE void store(float* p, F32 x, int n = kLanes) {
 TRIVIUM_INLINE void store(bf16* p, F32 x, int n = kLanes) {
   for (int i = 0; i < n; ++i) p[i] = to_bf16(x.v[i]);
 }
-TRIVIUM_INLINE F32 add(F32 a, F32 b) {
-  return each([&](int i) { return a.v[i] + b.v[i]; });
-}
-TRIVIUM_INLINE F32 sub(F32 a, F32 b) {
-  return each([&](int i) { return a.v[i] - b.v[i]; });
-}
-TRIVIUM_INLINE F32 mul(F32 a, F32 b) {
-  return each([&](int i) { return a.v[i] * b.v[i]; });
-}
-TRIVIUM_INLINE F32 div(F32 a, F32 b) {
-  return each([&](int i) { return a.v[i] / b.v[i]; });
-}
-TRIVIUM_INLINE F32 fma(F32 a, F32 b, F32 c) {
-  return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-}
-TRIVIUM_INLINE F32 max(F32 a, F32 b) {
-  return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-}
-TRIVIUM_INLINE F32 min(F32 a, F32 b) {
-  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
-}
+TRIVIUM_INLINE F32 add(F32 a, F32 b) { return {a.v + b.v}; }
+TRIVIUM_INLINE F32 sub(F32 a, F32 b) { return {a.v - b.v}; }
+TRIVIUM_INLINE F32 mul(F32 a, F32 b) { return {a.v * b.v}; }
+TRIVIUM_INLINE F32 div(F32 a, F32 b) { return {a.v / b.v}; }
+TRIVIUM_INLINE F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
+TRIVIUM_INLINE F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
+TRIVIUM_INLINE F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
 TRIVIUM_INLINE F32 round(F32 a) {  // |a| < 2^22: adding 1.5 * 2^23 leaves no fraction bits
-  return each([&](int i) {
-    volatile float shifted = a.v[i] + 0x1.8p23f;
-    return shifted - 0x1.8p23f;
-  });
+  const Lanes shifted = a.v + 0x1.8p23f;
+  return {shifted - 0x1.8p23f};
 }
-TRIVIUM_INLINE F32 scale_by_power(F32 a, F32 n) {
-  return each([&](int i) {
-    const int power = n.v[i] == n.v[i] ? static_cast<int>(n.v[i]) : 0;
-    return a.v[i] * __builtin_bit_cast(float, static_cast<uint32_t>(power + 127) << 23);
-  });
+TRIVIUM_INLINE F32 scale_by_power(F32 a, F32 n) {  // a NaN stays one whatever the power is
+  const Lanes power = n.v == n.v ? n.v : Lanes{};
+  const IntLanes bits = (__builtin_convertvector(power, IntLanes) + 127) << 23;
+  return {a.v * reinterpret_cast<Lanes>(bits)};
 }
 TRIVIUM_INLINE float reduce_add(F32 x) { return (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]); }
-TRIVIUM_INLINE B16 load16(const bf16* p, int n = 2 * kLanes) {
-  B16 r{};
-  for (int i = 0; i < n; ++i) r.v[i] = p[i];
-  return r;
+TRIVIUM_INLINE B16 load16(const bf16* p) {
+  return {Lanes{to_float(p[0]), to_float(p[2]), to_float(p[4]), to_float(p[6])},
+          Lanes{to_float(p[1]), to_float(p[3]), to_float(p[5]), to_float(p[7])}};
 }
-TRIVIUM_INLINE void store16(bf16* p, B16 x) {
-  for (int i = 0; i < 2 * kLanes; ++i) p[i] = x.v[i];
+TRIVIUM_INLINE B16 load16(const bf16* p, int n) {
+  bf16 part[2 * kLanes] = {};
+  for (int i = 0; i < n; ++i) part[i] = p[i];
+  return load16(part);
 }
-TRIVIUM_INLINE F32 dot(B16 a, B16 b, F32 acc) {
-  const F32 even = each([&](int i) { return acc.v[i] + to_float(a.v[2 * i]) * to_float(b.v[2 * i]); });
-  return each([&](int i) { return even.v[i] + to_float(a.v[2 * i + 1]) * to_float(b.v[2 * i + 1]); });
-}
+TRIVIUM_INLINE F32 dot(B16 a, B16 b, F32 acc) { return {(acc.v + a.even * b.even) + a.odd * b.odd}; }
 
 #endif
 
