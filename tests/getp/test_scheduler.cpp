@@ -141,6 +141,27 @@ TEST(Scheduler, CountsMatchTheResults) {
   EXPECT_EQ(got.stats.generated_tokens, generated);
 }
 
+TEST(Scheduler, TheDrawOfATokenUsesItsIndexAmongTheGenerated) {
+  Request r = some_requests(1, 1.0f)[0];
+  r.max_tokens = 40;
+  r.ignore_eos = true;
+  const std::vector<int32_t> got = run({r}).results.at(0).tokens;
+  FakeModel model;
+  const auto states = model.make_states(states_of({}));
+  ASSERT_TRUE(states->reserve(0, 128));
+  std::vector<int32_t> next = r.prompt;
+  int64_t start = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const Segment segment{.slot = 0, .start = start, .count = static_cast<int64_t>(next.size())};
+    const Tensor logits = model.forward({.tokens = next, .segments = {&segment, 1}}, *states, nullptr);
+    start += segment.count;
+    const ops::SampleRow row{.params = r.sampling, .step = i};
+    next.assign(1, -1);
+    ops::sample(logits, {&row, 1}, next);
+    ASSERT_EQ(got[i], next[0]) << "token " << i;
+  }
+}
+
 TEST(Scheduler, PositionsAndTokensBothLimit) {
   FakeOptions fake;
   fake.stop_ids = {};
