@@ -68,16 +68,19 @@ class Pool {
 
   void run(Job& job) {
     job_ = &job;
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    inside_.fetch_and(~kClosed, std::memory_order_release);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     t_inside = true;
     job.run(0);
     t_inside = false;
+    // All tasks are taken: workers that have not woken up by now find the door closed and are not waited for,
+    // or a busy machine would add a time slice to every job.
+    inside_.fetch_or(kClosed, std::memory_order_acq_rel);
     for (int spin = 0;; ++spin) {
-      const int left = running_.load(std::memory_order_acquire);
-      if (left == 0) break;
-      if (spin >= kSpins) running_.wait(left, std::memory_order_acquire);
+      const uint32_t state = inside_.load(std::memory_order_acquire);
+      if (state == kClosed) break;
+      if (spin >= kSpins) inside_.wait(state, std::memory_order_acquire);
       __builtin_ia32_pause();
     }
   }
@@ -87,14 +90,15 @@ class Pool {
     t_inside = true;
     uint32_t seen = 0;
     for (;;) {
-      for (int spin = 0; generation_.load(std::memory_order_acquire) == seen; ++spin) {
+      uint32_t now;
+      for (int spin = 0; (now = generation_.load(std::memory_order_acquire)) == seen; ++spin) {
         if (spin >= kSpins) generation_.wait(seen, std::memory_order_acquire);
         __builtin_ia32_pause();
       }
-      ++seen;
+      seen = now;
       if (stop_.load()) return;
-      job_->run(worker);
-      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+      if (!(inside_.fetch_add(1, std::memory_order_acq_rel) & kClosed)) job_->run(worker);
+      if (inside_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) inside_.notify_one();
     }
   }
 
@@ -102,7 +106,10 @@ class Pool {
   std::vector<std::thread> workers_;
   Job* job_ = nullptr;
   std::atomic<uint32_t> generation_{0};
-  std::atomic<int> running_{0};
+  // The number of workers inside the current job, and a bit that keeps later ones out: job_ is valid for
+  // those who enter without it.
+  static constexpr uint32_t kClosed = 1u << 31;
+  std::atomic<uint32_t> inside_{kClosed};
   std::atomic<bool> stop_{false};
 };
 

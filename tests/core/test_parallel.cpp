@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -58,6 +59,24 @@ TEST(Parallel, ManySmallJobsInARowLoseNone) {
     total += sum;
   }
   EXPECT_EQ(total, 3000 * 15);
+}
+
+TEST(Parallel, TasksReallyRunAtTheSameTime) {
+  for (const int threads : {2, 4}) {
+    const Threads scope(threads);
+    for (int round = 0; round < 20; ++round) {
+      std::atomic<int> started{0}, gave_up{0};
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      parallel_for(threads, [&](int64_t, int) {  // each task waits for all the others
+        ++started;
+        while (started < threads && !gave_up) {
+          std::this_thread::yield();
+          if (std::chrono::steady_clock::now() > deadline) ++gave_up;
+        }
+      });
+      ASSERT_EQ(gave_up, 0) << threads << " threads";
+    }
+  }
 }
 
 TEST(Parallel, ZeroThreadsRestoresTheDefaultAndLimitsHold) {
