@@ -137,7 +137,7 @@ def ours(folder, data: bytes) -> tuple[bool, str]:
     with pytest.raises(trivium.ModelFormatError) as caught:
         trivium.load(folder, device="cpu")
     message = str(caught.value)
-    assert "\n" not in message and "model.safetensors" in message or "missing tensors" in message
+    assert ("\n" not in message and "model.safetensors" in message) or "missing tensors" in message
     return any(words in message for words in AFTER_READING), message
 
 

@@ -1,0 +1,32 @@
+"""What the tests of trivium.ops share: element types, bounds, random arrays and the comparison."""
+
+import ml_dtypes
+import numpy as np
+import trivium
+
+BF16 = ml_dtypes.bfloat16
+DTYPES = {"float32": np.float32, "bfloat16": BF16, "float16": np.float16}
+BOUND = {"float32": 2e-6, "bfloat16": 8e-3}  # relative L2 error by type of the activations
+
+
+def normal(rng, *shape, dtype=np.float32, scale=1.0):
+    return (rng.standard_normal(shape) * scale).astype(dtype)
+
+
+def f64(x):
+    return np.asarray(x).astype(np.float64)
+
+
+def check(got, want, bound=BOUND["float32"]):
+    got = got.astype("float32").numpy() if isinstance(got, trivium.Tensor) else got
+    got, want = f64(got), f64(want)
+    assert got.shape == want.shape
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - want) <= bound * max(np.linalg.norm(want), 1e-30)
+
+
+def guarded(array, fill=np.nan):
+    """A view of `array`'s values inside a larger buffer: reads beyond its end meet NaN."""
+    flat = np.full(array.size + 128, fill, array.dtype)
+    flat[64 : 64 + array.size] = array.ravel()
+    return flat[64 : 64 + array.size].reshape(array.shape)
