@@ -16,7 +16,7 @@ help:  ## list the targets
 demo: install  ## build, run the batch driver on the embedded model, print tokens/s and the completions
 	scripts/demo.sh $(BIN)
 
-test: deps-test install $(VENV)/.test-ready build/dev  ## everything from a fresh clone: ctest and pytest
+test: deps-test install $(VENV)/.test-ready build/dev  ## everything from a fresh clone, ctest and pytest
 	$(BIN)/python scripts/run_tests.py --build build/dev --python $(BIN)/python --jobs $(JOBS)
 
 ctest: deps-test build/dev  ## the C++ tests alone
