@@ -68,7 +68,8 @@ constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 
 // The option's environment variable: --batch-size reads TRIVIUM_BATCH_SIZE.
 std::string env_name(const std::string& names) {
-  std::string name = "TRIVIUM_" + names.substr(names.find("--") + 2);
+  const std::string long_names = names.substr(names.find("--") + 2);
+  std::string name = "TRIVIUM_" + long_names.substr(0, long_names.find(','));
   for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   return name;
 }
@@ -197,6 +198,9 @@ void Parser::add_machine() {
     }
   });
   integer("--threads", 1, 4096, "CPU threads", [this](int64_t n) { options_.threads = static_cast<int>(n); });
+  integer("--window,--odd_win", 0, kMaxInt64,
+          "Window of the full-attention layers too; changes results; 0 is none [0]",
+          [this](int64_t n) { options_.odd_window = n; });
   app_.add_flag("--kv16", kv16_, "Cache keys and values as bfloat16");
   app_.add_flag("--kv32", kv32_, "Cache keys and values as float32");
   text("--load", "How weights are read: auto, mmap or read [auto]", [this](const std::string& v) {

@@ -57,6 +57,7 @@ std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel) {
     load_options.precision = cpu_has_bf16_dot() ? Precision::bfloat16 : Precision::float32;
   load_options.tokenizer_path = options.tokenizer;
   load_options.load_mode = options.load;
+  load_options.odd_window = options.odd_window;
   load_options.cancel = &cancel;
   const std::string precision = name_of(load_options.precision);
   std::string what = concat(load_options.device);

@@ -149,6 +149,7 @@ std::string job_config(const Model& model, const Options& options, FileKind kind
   if (info.device.kind == DeviceKind::cpu) json.key("cpu_level").string(cpu_level());
   json.key("precision").string(name_of(info.precision));
   json.key("kv").string(name_of(options.kv_dtype.value_or(model.default_kv_dtype())));
+  json.key("odd_window").integer(options.odd_window);
   json.key("temperature").number(options.sampling.temperature).key("top_p").number(options.sampling.top_p);
   json.key("top_k").integer(options.sampling.top_k).key("min_p").number(options.sampling.min_p);
   json.key("seed").string(std::to_string(options.sampling.seed));

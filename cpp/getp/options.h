@@ -28,6 +28,7 @@ struct Options {
   std::string device = "auto";
   Precision precision = Precision::automatic;
   std::optional<Dtype> kv_dtype;  // unset: follows the precision
+  int64_t odd_window = 0;         // LoadOptions::odd_window
   io::LoadMode load = io::LoadMode::automatic;
   int threads = 0;  // 0: the default
 

@@ -32,6 +32,9 @@ struct LoadOptions {
   std::string tokenizer_path;  // empty: the model folder's own
   bool load_tokenizer = true;
   io::LoadMode load_mode = io::LoadMode::automatic;  // getp --load
+  // Full-attention layers see only this many last positions; 0: all. Changes results: for comparison with the
+  // predecessor, whose --odd_win this is. InvalidArgument when the family has no such layers.
+  int64_t odd_window = 0;
   bool check_weights = true;  // scans for NaN/Inf in dense weights and bad MXFP4 scales
   // Called now and then while loading with (bytes done, bytes in all).
   std::function<void(int64_t, int64_t)> on_progress;

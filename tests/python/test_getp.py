@@ -484,3 +484,26 @@ def test_a_closed_pipe_is_an_io_error(model):
     assert process.wait(timeout=60) == 74
     assert b"Broken pipe" in process.stderr.read()
     process.stderr.close()
+
+
+# --- odd window ---------------------------------------------------------------------------------------
+
+
+def test_odd_win_equals_a_model_whose_layers_all_slide(model, prompts, tmp_path):
+    sliding = tmp_path / "sliding"
+    sliding.mkdir()
+    for file in model.iterdir():
+        if file.name != "config.json":
+            (sliding / file.name).symlink_to(file)
+    config = json.loads((model / "config.json").read_text())
+    window = config["sliding_window"]
+    config["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
+    (sliding / "config.json").write_text(json.dumps(config))
+    options = ["--max-tokens", 2 * window, "--ignore-eos", "-q"]
+    want, plain, out = tmp_path / "want.txt", tmp_path / "plain.txt", tmp_path / "out.txt"
+    batch(sliding, prompts, want, *options)
+    batch(model, prompts, plain, *options)
+    batch(model, prompts, out, *options, "--odd_win", window)
+    assert out.read_bytes() == want.read_bytes() != plain.read_bytes()
+    batch(model, prompts, out, *options, "--window", 10**6)
+    assert out.read_bytes() == plain.read_bytes()

@@ -24,6 +24,7 @@ struct MoeConfig {
   int64_t top_k = 0;           // experts per token
   int64_t sliding_window = 0;  // keys a sliding layer sees, the query's own included
   std::vector<bool> sliding;   // [num_layers]
+  int64_t odd_window = 0;      // LoadOptions::odd_window
   ops::RopeScaling rope;
   double rms_norm_eps = 1e-5;
   double swiglu_alpha = 1.702;
@@ -36,6 +37,10 @@ struct MoeConfig {
 
   int64_t q_dim() const { return num_heads * head_dim; }
   int64_t kv_dim() const { return num_kv_heads * head_dim; }
+  // Keys a layer sees, the query's own included; 0 = all before it.
+  int64_t window(int64_t layer) const {
+    return sliding[static_cast<size_t>(layer)] ? sliding_window : odd_window;
+  }
 };
 
 // From a Hugging Face config.json. Newer spellings (rope_parameters, num_experts, swiglu_alpha) are read too;

@@ -67,6 +67,8 @@ std::shared_ptr<Model> assemble(const std::string& path, std::string config_text
   if (options.device.kind != DeviceKind::cpu)
     throw NotImplemented(
         concat("gpt_oss on ", options.device, ": this build has its kernels for the cpu only"));
+  TRIVIUM_CHECK(options.odd_window >= 0, "odd_window is ", options.odd_window, ", expected 0 or more");
+  config.odd_window = options.odd_window;
   MoeWeights weights = load_weights(archive, path, config, layout, options);
   ModelInfo info;
   info.model_type = "gpt_oss";

@@ -135,7 +135,7 @@ void MoeModel::attention_layer(Step& step, int64_t layer) const {
       .num_kv_heads = c.num_kv_heads,
       .head_dim = c.head_dim,
       .q_stride = qkv.dim(1),
-      .window = c.sliding[static_cast<size_t>(layer)] ? c.sliding_window : 0,
+      .window = c.window(layer),
       .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.head_dim))),
       .out_dtype = activation_};
   call_kernel(info_.device, &Kernels::attention, "attention", nullptr, attention);
