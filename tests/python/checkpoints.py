@@ -234,7 +234,8 @@ def level_available(level: str) -> bool:
 
 def run_jobs(jobs: list[dict], level: str | None = None, timeout=300) -> list:
     """Results of `jobs` in a process of its own. A job has path, precision and either ids (logits of all
-    positions) or prompts (lists of generated ids), with options of generate(), batch_size and threads."""
+    positions) or prompts (lists of generated ids), with options of generate() for all or a list with those of
+    each, batch_size and threads."""
     env = {k: v for k, v in os.environ.items() if k != "TRIVIUM_CPU_LEVEL"}
     if level:
         env["TRIVIUM_CPU_LEVEL"] = level
@@ -257,8 +258,14 @@ def _run(job: dict, models: dict):
     model = models[key]
     if "ids" in job:
         return model.logits(job["ids"])
-    options = {"ignore_eos": True, **job.get("options", {})}
-    return [r.tokens for r in model.generate(job["prompts"], **options)]
+    options = job.get("options", {})
+    if isinstance(options, dict):
+        options = [options] * len(job["prompts"])
+    requests = [
+        model._request(prompt, trivium.models._settings({"ignore_eos": True, **o}))
+        for prompt, o in zip(job["prompts"], options, strict=True)
+    ]
+    return [r.tokens for r in model._engine.generate(requests)]
 
 
 def main() -> None:

@@ -68,11 +68,11 @@ def test_the_oracle_tells_the_cases_apart(want):
 
 @pytest.mark.parametrize("name", ["a", "b_equal_widths", "odd_group"])
 def test_greedy_continuation_of_200_tokens_equals_the_oracle(name, folder):
-    """200 tokens wrap the rings of all window sizes (5, 16, 9) many times."""
+    """Windows of 5, 16 and 9; the prompt of 290 wraps the cache's rings, which hold a window and a step of 256."""
     case = CASES[name]
     cfg, weights = case.config, cp.case_weights(name)
     model = trivium.load(folder[name], device="cpu", precision="float32")
-    for seed, length in ((0, 1), (1, 33)):
+    for seed, length in ((0, 1), (1, 290)):
         prompt = cp.random_ids(cfg, length, seed)
         expected = oracle.generate(weights, cfg, prompt, 200, stop_ids=())
         assert model.generate(prompt, max_tokens=200, ignore_eos=True).tokens == expected
@@ -96,6 +96,9 @@ def test_generation_with_the_cache_equals_recomputing_the_whole_prefix(precision
     for _ in range(200):
         ids.append(int(model.logits(ids)[-1].argmax()))
     assert cached == ids[prompt:]
+    ids = cp.random_ids(CASES["a"].config, 290, 6)  # and where the rings wrap: all positions in one pass
+    cached = model.generate(ids, max_tokens=200, ignore_eos=True).tokens
+    assert model.logits(ids + cached).argmax(1)[289:-1].tolist() == cached
 
 
 def test_the_stop_token_ends_the_continuation_and_is_included(tmp_path, folder):
