@@ -60,7 +60,7 @@ class FileBytes {
 
   const char* data() const { return data_; }
   int64_t size() const { return size_; }
-  // Whether a guarded() read found pages of the file gone.
+  // Whether a read found pages of the file gone; what was read is zeros then.
   bool damaged() const;
   // Gives back the memory of the pages that lie wholly inside; they are read from the file again when
   // touched. Nothing happens when the bytes are a copy or lie elsewhere.
@@ -82,7 +82,8 @@ class FileBytes {
 void guarded(const std::function<void()>& fn);
 
 // For the main function of a program: a fault like this outside guarded() prints one sentence and exits with
-// status 1 instead of dumping core. Faults elsewhere go to the handler that was there before.
+// status 1. Without it the rest of the mapping becomes zeros, and damaged() tells. Faults elsewhere go to the
+// handler that was there before.
 void install_sigbus_handler();
 
 }  // namespace trivium::io

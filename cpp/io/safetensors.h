@@ -46,6 +46,8 @@ class TensorArchive {
   virtual uint64_t fingerprint() const = 0;
   // Tells the kernel that the pages of `tensor` are no longer needed (after a conversion copied them).
   virtual void drop_pages(const Tensor& tensor) const = 0;
+  // ModelFormatError if a read, since the data was opened, found a part of a file gone. Needs no system call.
+  virtual void check_readable() const = 0;
   // ModelFormatError if a file changed size or was written to since it was opened. Call it after a load.
   virtual void check_unchanged() const = 0;
 };

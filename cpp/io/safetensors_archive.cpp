@@ -109,12 +109,17 @@ void FileArchive::drop_pages(const Tensor& tensor) const {
     if (tensor.owner() == file.bytes) return file.bytes->drop(tensor.data(), tensor.nbytes());
 }
 
-void FileArchive::check_unchanged() const {
-  for (const File& file : files_) {
-    file.input.check_unchanged();
+void FileArchive::check_readable() const {
+  for (const File& file : files_)
     if (file.bytes->damaged())
-      throw ModelFormatError(concat(file.input.path(), ": a part of the file could not be read"));
-  }
+      throw ModelFormatError(
+          concat(file.input.path(),
+                 ": a part of the file could not be read; it was truncated or its disk failed while in use"));
+}
+
+void FileArchive::check_unchanged() const {
+  for (const File& file : files_) file.input.check_unchanged();
+  check_readable();
 }
 
 }  // namespace trivium::io

@@ -30,6 +30,7 @@ class FileArchive final : public TensorArchive {
   std::string file_of(std::string_view name) const override;
   uint64_t fingerprint() const override;
   void drop_pages(const Tensor& tensor) const override;
+  void check_readable() const override;
   void check_unchanged() const override;
 
  private:

@@ -1,6 +1,8 @@
 // A page of a mapped file that is no longer there raises SIGBUS in the thread that reads it. Unwinding out of
 // a signal handler is not portable, so inside guarded() the handler puts zero pages there, lets the code run
-// on with wrong data, and the error is thrown once that code has returned.
+// on with wrong data, and the error is thrown once that code has returned. Outside guarded() a program may
+// choose to end with one sentence (install_sigbus_handler); else zeros are put there too, and
+// check_readable() of the archive says so afterwards.
 #include "io/sigbus.h"
 
 #include <sys/mman.h>
@@ -93,6 +95,11 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
       write_text(
           ": a part of the file could not be read; it was truncated or its disk failed while in use\n");
       ::_exit(1);
+    }
+    // A library must not end the process: its reader asks is_damaged() when it is done.
+    if (replace_with_zeros(range, address)) {
+      errno = saved_errno;
+      return;
     }
   }
   call_previous(signal, info, context);

@@ -10,6 +10,6 @@ struct MappedRange;
 
 MappedRange* add_mapped_range(const char* begin, int64_t bytes, const std::string& path);
 void remove_mapped_range(MappedRange* range);  // before munmap
-bool is_damaged(const MappedRange* range);     // a guarded() read found pages gone
+bool is_damaged(const MappedRange* range);     // a read found pages gone
 
 }  // namespace trivium::io

@@ -81,6 +81,32 @@ def test_missing_permissions_are_said_to_be_that(folder, part):
     assert kind == "IoError" and "Permission denied" in message and str(folder) in message
 
 
+TRUNCATED_IN_USE = """
+import os, sys
+import trivium
+model = trivium.load(sys.argv[1], device="cpu", precision="float32")
+model.logits([1, 2])
+os.truncate(os.path.join(sys.argv[1], "model.safetensors"), 5000)
+for call in (model.logits, model.generate, model.logits):
+    try:
+        call([1, 2])
+        print("no error")
+    except trivium.ModelFormatError as error:
+        print(error)
+"""
+
+
+def test_weights_truncated_while_in_use_are_an_error_not_a_crash(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", TRUNCATED_IN_USE, folder], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith(f"{folder / 'model.safetensors'}: a part of the file could not be read")
+
+
 # --- model.bin and tokenizers -----------------------------------------------------------------------------
 
 

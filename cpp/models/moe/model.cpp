@@ -238,7 +238,9 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
     moe_layer(step, layer);
   }
   step.check();
-  return logits(step);
+  Tensor out = logits(step);
+  weights_.archive->check_readable();  // else zeros stood where weights are gone
+  return out;
 }
 
 void MoeModel::warm_up() {
