@@ -47,8 +47,12 @@ tsan: deps-test build/tsan  ## the C++ tests with ThreadSanitizer
 fuzz: deps-fuzz build/fuzz  ## every libFuzzer target, FUZZ_SECONDS (30) each
 	scripts/run_fuzzers.sh build/fuzz $(or $(FUZZ_SECONDS),30)
 
-bench: install $(VENV)/.test-ready  ## speed beside transformers and the machine's limits
-	$(BIN)/python bench/moe.py
+BENCH_MODEL := build/bench/gpt-oss-20b-4-layers
+bench: install $(VENV)/.test-ready build/bench $(BENCH_MODEL)/model.safetensors  ## speed beside transformers and the machine's limits (writes a 4.2 GB model first)
+	$(BIN)/python bench/moe.py $(BENCH_MODEL) --roof build/bench/bench/trivium_roof
+
+$(BENCH_MODEL)/model.safetensors: | $(BIN)/python
+	$(BIN)/python bench/make_checkpoint.py $(BENCH_MODEL)
 
 wheel: deps-build $(BIN)/python  ## a wheel in dist/
 	$(PIP) wheel --no-deps -w dist .
@@ -76,7 +80,8 @@ $(VENV)/.lint-ready: $(REQUIREMENTS)/requirements-lint.txt | $(BIN)/python
 	touch $@
 
 # Always asks ninja, which knows what is stale.
-.PHONY: build/dev build/asan build/ubsan build/tsan build/fuzz
-build/dev build/asan build/ubsan build/tsan build/fuzz: build/%: | deps-build
+PRESETS := build/dev build/asan build/ubsan build/tsan build/fuzz build/bench
+.PHONY: $(PRESETS)
+$(PRESETS): build/%: | deps-build
 	cmake --preset $*
 	cmake --build --preset $*

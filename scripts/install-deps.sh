@@ -4,7 +4,7 @@
 set -euo pipefail
 
 build=(g++ cmake ninja-build make git ccache python3 python3-dev python3-venv
-  nlohmann-json3-dev libpcre2-dev libfmt-dev libcli11-dev)
+  nlohmann-json3-dev libpcre2-dev libcli11-dev)
 test=(libgtest-dev)
 lint=(clang-format-15)
 fuzz=(clang-15)
