@@ -1,6 +1,8 @@
 // One Python exception per C++ error type; each is also the built-in exception a caller would try first.
 #include "core/error.h"
 
+#include <system_error>
+
 #include "bindings.h"
 
 namespace trivium::python {
@@ -46,6 +48,9 @@ void translate(std::exception_ptr p) {
     PyErr_SetString(g_types.error, e.what());
   } catch (const std::bad_alloc&) {
     PyErr_SetString(g_types.out_of_memory, "out of memory");
+  } catch (const std::system_error& e) {
+    if (e.code() != std::errc::resource_unavailable_try_again) throw;
+    PyErr_SetString(g_types.out_of_memory, "no memory, or no permission, for another thread");
   }
 }
 
