@@ -17,10 +17,12 @@
 
 #include "support/backend.h"
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr bool kSanitized = true;
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kThreadSanitizer = true, kAddressSanitizer = false;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr bool kThreadSanitizer = false, kAddressSanitizer = true;
 #else
-constexpr bool kSanitized = false;
+constexpr bool kThreadSanitizer = false, kAddressSanitizer = false;
 #endif
 
 namespace trivium::testing {
@@ -183,7 +185,7 @@ bool sums_right() {
 }
 
 TEST(Parallel, WorksInBothProcessesAfterFork) {
-  if (kSanitized) GTEST_SKIP() << "sanitizers do not start threads after a fork";
+  if (kThreadSanitizer) GTEST_SKIP() << "ThreadSanitizer does not start threads after a fork";
   const Threads scope(4);
   EXPECT_TRUE(sums_right());
   for (int round = 0; round < 5; ++round) expect_true_in_child([] { return sums_right() && sums_right(); });
@@ -191,7 +193,7 @@ TEST(Parallel, WorksInBothProcessesAfterFork) {
 }
 
 TEST(Parallel, WorksInAChildForkedWhileAnotherThreadRunsAJob) {
-  if (kSanitized) GTEST_SKIP() << "sanitizers do not start threads after a fork";
+  if (kThreadSanitizer) GTEST_SKIP() << "ThreadSanitizer does not start threads after a fork";
   const Threads scope(3);
   std::atomic<bool> stop{false};
   std::thread busy([&] {
@@ -203,7 +205,8 @@ TEST(Parallel, WorksInAChildForkedWhileAnotherThreadRunsAJob) {
 }
 
 TEST(Parallel, WorksWithFewerThreadsWhereTheSystemRefusesMore) {
-  if (kSanitized) GTEST_SKIP() << "sanitizers need the address space that this test takes away";
+  if (kThreadSanitizer || kAddressSanitizer)
+    GTEST_SKIP() << "sanitizers need the address space that this test takes away";
   expect_true_in_child([] {
     const rlimit limit{256 << 20, 256 << 20};  // a thread's stack takes 8 MiB
     if (::setrlimit(RLIMIT_AS, &limit) != 0) return false;
