@@ -86,7 +86,7 @@ TRIVIUM_INLINE F32 dot(B16 a, B16 b, F32 acc) {
 }
 
 // 32 MXFP4 values as bf16. A table lookup gives the bf16 pattern at scale 127; the scale is added to the
-// exponent field. Scales below 2 (magnitudes under 2^-126, which dot() flushes anyway) count as 2.
+// exponent field. Magnitudes under 2^-126, which dot() flushes anyway, become zero; scale 0 counts as 1.
 TRIVIUM_INLINE B16 decode_mx(const uint8_t* block, uint8_t scale) {
   const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block)));
   // Word 2k must hold the low nibble and word 2k+1 the high one; vpermw reads 5 bits, and the table repeats
@@ -98,7 +98,7 @@ TRIVIUM_INLINE B16 decode_mx(const uint8_t* block, uint8_t scale) {
                         static_cast<short>(0xc000), static_cast<short>(0xc040), static_cast<short>(0xc080),
                         static_cast<short>(0xc0c0));
   const __m512i table = _mm512_broadcast_i64x4(half);
-  const int shift = (static_cast<int>(scale < 2 ? 2 : scale) - 127) * 128;
+  const int shift = (static_cast<int>(scale < 1 ? 1 : scale) - 127) * 128;
   const __m512i scaled =
       _mm512_mask_add_epi16(table, 0xfefefefeu, table, _mm512_set1_epi16(static_cast<short>(shift)));
   return {_mm512_permutexvar_epi16(index, scaled)};
