@@ -8,9 +8,9 @@
 #include <filesystem>
 
 #include "core/log.h"
-#include "getp/temp_folder.h"
 #include "ops/ops.h"
 #include "support/backend.h"
+#include "support/temp_folder.h"
 
 namespace trivium::testing {
 namespace {

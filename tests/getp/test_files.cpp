@@ -6,9 +6,9 @@
 #include "getp/input.h"
 #include "getp/job.h"
 #include "getp/output.h"
-#include "getp/temp_folder.h"
 #include "io/hash.h"
 #include "io/json.h"
+#include "support/temp_folder.h"
 
 namespace trivium::getp {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "core/error.h"
 #include "getp/journal.h"
-#include "getp/temp_folder.h"
+#include "support/temp_folder.h"
 
 namespace trivium::getp {
 namespace {

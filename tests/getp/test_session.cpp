@@ -9,7 +9,7 @@
 #include "core/error.h"
 #include "getp/fake_model.h"
 #include "getp/session.h"
-#include "getp/temp_folder.h"
+#include "support/temp_folder.h"
 
 namespace trivium::getp {
 namespace {

@@ -4,11 +4,11 @@
 #include <map>
 #include <string>
 
-#include "getp/temp_folder.h"
 #include "io/safetensors.h"
 #include "models/model.h"
 #include "support/backend.h"
 #include "support/inputs.h"
+#include "support/temp_folder.h"
 
 namespace trivium::testing {
 

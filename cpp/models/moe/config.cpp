@@ -126,6 +126,19 @@ void read_eos(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
   for (const io::JsonValue& id : *eos->array()) add(id);
 }
 
+// The keys that both published layouts spell alike.
+void read_sizes(Reader& r, MoeConfig& c) {
+  c.vocab_size = r.integer({"vocab_size"});
+  c.hidden_size = r.integer({"hidden_size"});
+  c.intermediate_size = r.integer({"intermediate_size"});
+  c.num_layers = r.integer({"num_hidden_layers"});
+  c.num_heads = r.integer({"num_attention_heads"});
+  c.num_kv_heads = r.integer({"num_key_value_heads"});
+  c.head_dim = r.integer({"head_dim"});
+  c.sliding_window = r.integer({"sliding_window"}, 0);
+  c.swiglu_limit = r.number({"swiglu_limit"}, 7.0);
+}
+
 // Everything a kernel or an allocation relies on.
 void validate(Reader& r, const MoeConfig& c) {
   const auto in_range = [&](const char* key, int64_t value, int64_t low, int64_t high) {
@@ -185,19 +198,11 @@ void alternate_layers(MoeConfig& c) {
 MoeConfig parse_hf_config(const io::JsonValue& json, const std::string& name) {
   Reader r(json, name);
   MoeConfig c;
-  c.vocab_size = r.integer({"vocab_size"});
-  c.hidden_size = r.integer({"hidden_size"});
-  c.intermediate_size = r.integer({"intermediate_size"});
-  c.num_layers = r.integer({"num_hidden_layers"});
-  c.num_heads = r.integer({"num_attention_heads"});
-  c.num_kv_heads = r.integer({"num_key_value_heads"});
-  c.head_dim = r.integer({"head_dim"});
+  read_sizes(r, c);
   c.num_experts = r.integer({"num_local_experts", "num_experts"});
   c.top_k = r.integer({"num_experts_per_tok", "experts_per_token"});
-  c.sliding_window = r.integer({"sliding_window"}, 0);
   c.max_positions = r.integer({"max_position_embeddings"}, 131072);
   c.rms_norm_eps = r.number({"rms_norm_eps"}, 1e-5);
-  c.swiglu_limit = r.number({"swiglu_limit"}, 7.0);
   c.swiglu_alpha = r.number({"swiglu_alpha"}, 1.702);
   c.attention_bias = r.boolean("attention_bias", true);
   c.tie_word_embeddings = r.boolean("tie_word_embeddings", false);
@@ -218,17 +223,9 @@ MoeConfig parse_hf_config(const io::JsonValue& json, const std::string& name) {
 MoeConfig parse_openai_config(const io::JsonValue& json, const std::string& name) {
   Reader r(json, name);
   MoeConfig c;
-  c.vocab_size = r.integer({"vocab_size"});
-  c.hidden_size = r.integer({"hidden_size"});
-  c.intermediate_size = r.integer({"intermediate_size"});
-  c.num_layers = r.integer({"num_hidden_layers"});
-  c.num_heads = r.integer({"num_attention_heads"});
-  c.num_kv_heads = r.integer({"num_key_value_heads"});
-  c.head_dim = r.integer({"head_dim"});
+  read_sizes(r, c);
   c.num_experts = r.integer({"num_experts"});
   c.top_k = r.integer({"experts_per_token"});
-  c.sliding_window = r.integer({"sliding_window"}, 0);
-  c.swiglu_limit = r.number({"swiglu_limit"}, 7.0);
   c.rope.theta = r.number({"rope_theta"}, 150000);
   c.rope.factor = r.number({"rope_scaling_factor"}, 32);
   c.rope.beta_fast = r.number({"rope_ntk_beta"}, 32);
