@@ -1,19 +1,16 @@
 // The real o200k_harmony vocabulary: golden ids and speed. Needs o200k_base.tiktoken, in the folder that
 // TRIVIUM_TEST_O200K names or in ../shared/data; skipped without it.
 #include <cstdlib>
-#include <ctime>
 #include <filesystem>
 
+#include "support/timing.h"
 #include "tokenizer_support.h"
 
 namespace trivium::io {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
-constexpr double kSlower = 20;
-#else
-constexpr double kSlower = 1;
-#endif
+using trivium::testing::cpu_seconds_of;
+using trivium::testing::kSlower;
 
 std::string rank_file() {
   const char* given = std::getenv("TRIVIUM_TEST_O200K");
@@ -37,11 +34,10 @@ class O200k : public ::testing::Test {
 
   // Of this process's CPU time: the machine may be busy with other tests.
   double seconds_to_encode(const std::string& text) const {
-    const std::clock_t begin = std::clock();
-    const auto ids = tokenizer_->encode(text);
-    const std::clock_t end = std::clock();
+    std::vector<int32_t> ids;
+    const double seconds = cpu_seconds_of([&] { ids = tokenizer_->encode(text); });
     EXPECT_EQ(tokenizer_->decode(ids), text);
-    return static_cast<double>(end - begin) / CLOCKS_PER_SEC;
+    return seconds;
   }
 
   const Tokenizer* tokenizer_ = nullptr;
