@@ -140,11 +140,23 @@ int default_threads() {
   return available_cpus();
 }
 
+// A fork waits for the job of another thread, so that the child never inherits a pool that is half made.
+void before_fork() {
+  if (!t_inside) g_mutex.lock();
+}
+
+void after_fork_in_parent() {
+  if (!t_inside) g_mutex.unlock();
+}
+
 // The child of a fork has none of the workers: it forgets the pool without joining them.
-void reset_after_fork() {
+void after_fork_in_child() {
   [[maybe_unused]] Pool* lost = g_pool.release();
   new (&g_mutex) std::mutex;
 }
+
+[[maybe_unused]] const int g_fork_handlers =
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
 }  // namespace
 
@@ -166,8 +178,6 @@ void run_parallel(int64_t num_tasks, ParallelBody body, void* context) {
     return;
   }
   if (!g_pool || g_pool->wanted() != num_threads()) {
-    static const int registered = pthread_atfork(nullptr, nullptr, reset_after_fork);
-    (void)registered;
     g_pool.reset();
     g_pool = std::make_unique<Pool>(num_threads());
   }
