@@ -23,8 +23,9 @@ template <class X>
 void linear_as(const LinearArgs& a) {
   const Columns<X> x{static_cast<const X*>(a.x), a.x_stride, nullptr, a.m};
   const TileSink sink{write_linear, const_cast<LinearArgs*>(&a)};
-  parallel_for((a.n + kTaskRows - 1) / kTaskRows, [&](int64_t task, int) {
-    const int64_t n0 = task * kTaskRows, n1 = n0 + kTaskRows < a.n ? n0 + kTaskRows : a.n;
+  const int64_t run = task_rows(a.n);
+  parallel_for((a.n + run - 1) / run, [&](int64_t task, int) {
+    const int64_t n0 = task * run, n1 = n0 + run < a.n ? n0 + run : a.n;
     multiply<X>(a.w, 0, n0, n1, x, a.k, sink);
   });
 }
@@ -86,17 +87,15 @@ void write_gate_up(void* context, int64_t n0, int rows, int64_t c0, int cols, co
           out[r * cols + c] + vector_at(b.args->bias, b.bias_row + n0 + r);
 }
 
-inline constexpr int64_t kMoeTaskRows = 64;  // weight rows of a task; even, since gate/linear rows are pairs
-inline constexpr int64_t kMoeChunk = 256;    // x rows of an expert handled at a time, bounds the scratch
+inline constexpr int64_t kMoeChunk = 256;  // x rows of an expert handled at a time, bounds the scratch
 
 template <class X>
 void moe_gate_up_as(const MoeGateUpArgs& a) {
-  const int64_t rows = 2 * a.inter, chunks = (rows + kMoeTaskRows - 1) / kMoeTaskRows;
+  const int64_t rows = 2 * a.inter, run = task_rows(rows), chunks = (rows + run - 1) / run;
   parallel_for(a.num_experts * chunks, [&](int64_t task, int) {
-    const int64_t e = task / chunks, n0 = task % chunks * kMoeTaskRows;
-    const int64_t n1 = n0 + kMoeTaskRows < rows ? n0 + kMoeTaskRows : rows, pairs = (n1 - n0) / 2;
-    auto* values =
-        static_cast<float*>(second_scratch(kMoeChunk * kMoeTaskRows * static_cast<int64_t>(sizeof(float))));
+    const int64_t e = task / chunks, n0 = task % chunks * run;
+    const int64_t n1 = n0 + run < rows ? n0 + run : rows, pairs = (n1 - n0) / 2;
+    auto* values = static_cast<float*>(second_scratch(kMoeChunk * run * static_cast<int64_t>(sizeof(float))));
     GateUpBuffer buffer{&a, e * rows, n0, n1 - n0, values};
     for (int64_t first = a.offsets[e]; first < a.offsets[e + 1]; first += kMoeChunk) {
       const int64_t left = a.offsets[e + 1] - first, count = left < kMoeChunk ? left : kMoeChunk;
@@ -132,10 +131,10 @@ void write_down(void* context, int64_t n0, int rows, int64_t c0, int cols, const
 
 template <class X>
 void moe_down_as(const MoeDownArgs& a) {
-  const int64_t chunks = (a.hidden + kMoeTaskRows - 1) / kMoeTaskRows;
+  const int64_t run = task_rows(a.hidden), chunks = (a.hidden + run - 1) / run;
   parallel_for(a.num_experts * chunks, [&](int64_t task, int) {
-    const int64_t e = task / chunks, n0 = task % chunks * kMoeTaskRows;
-    const int64_t n1 = n0 + kMoeTaskRows < a.hidden ? n0 + kMoeTaskRows : a.hidden;
+    const int64_t e = task / chunks, n0 = task % chunks * run;
+    const int64_t n1 = n0 + run < a.hidden ? n0 + run : a.hidden;
     const int64_t first = a.offsets[e], count = a.offsets[e + 1] - first;
     if (count == 0) return;
     DownTarget target{&a, e * a.hidden, a.y + first * a.hidden};

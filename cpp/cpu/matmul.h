@@ -18,9 +18,16 @@ inline constexpr int kStreamRows = 8;  // weight rows of a tile with one x row: 
 // Tiles are unrolled so that accumulators stay in registers; the scalar level's would not fit in any case,
 // and a sanitizer's checks on unrolled loops take gcc minutes to compile.
 inline constexpr int kUnroll = kLanes > 4 ? 8 : 1;
-inline constexpr int64_t kTaskRows = 32;  // weight rows of a task
+inline constexpr int kCacheLine = 64;
 inline constexpr int64_t kBlockBytes = 384
                                        << 10;  // x rows kept in the second-level cache while weights pass by
+
+// Weight rows of a task: long runs, since a run's first rows are not fetched ahead, yet several for every
+// thread.
+inline int64_t task_rows(int64_t rows) {
+  const int64_t share = rows / (4 * num_threads()) / kStreamRows * kStreamRows;
+  return share < kStreamRows ? kStreamRows : share > 256 ? 256 : share;
+}
 
 // How the vectors of one product step look: bf16 pairs, or float32.
 template <class X>
@@ -44,8 +51,8 @@ struct Step<float> {
   TRIVIUM_INLINE static F32 mac(F32 w, F32 x, F32 acc) { return fma(w, x, acc); }
 };
 
-// Weight rows in memory as T, read as X's vectors.
-template <class X, class T>
+// Weight rows as T, read as X's vectors. kStream: they come from main memory (not from a panel in cache).
+template <class X, class T, bool kStream = true>
 struct DenseRows {
   const T* base;
   int64_t stride;
@@ -55,6 +62,18 @@ struct DenseRows {
     else
       return load(base + row * stride + k);
   }
+  // While rows [0, rows) are multiplied at k, fetches as much of the rows behind them. Those follow in
+  // memory, so this reads it in order; the rows of a tile alone would be as many streams that each start anew
+  // every tile.
+  TRIVIUM_INLINE void fetch_next(int rows, int64_t k) const {
+    if constexpr (kStream) {
+      const auto* next = reinterpret_cast<const char*>(base + rows * stride + k * rows);
+#pragma GCC unroll kUnroll
+      for (int i = 0; i < rows * Step<X>::kWidth * static_cast<int>(sizeof(T)); i += kCacheLine)
+        __builtin_prefetch(next + i, 0, 2);
+    }
+  }
+  TRIVIUM_INLINE DenseRows from(int64_t row) const { return {base + row * stride, stride}; }
   TRIVIUM_INLINE auto at(int64_t row, int64_t k, int n) const {
     if constexpr (std::is_same_v<X, bf16>)
       return load16(base + row * stride + k, n);
@@ -69,20 +88,30 @@ struct MxRows {
   const uint8_t* blocks;
   const uint8_t* scales;
   int64_t row_blocks;
+  // k is a multiple of 32, so half of it is the block's byte.
   TRIVIUM_INLINE B16 at(int64_t row, int64_t k) const {
-    const int64_t block = row * row_blocks + k / kMxBlock;
-    return decode_mx(blocks + block * kMxBlockBytes, scales[block]);
+    const uint8_t* block = blocks + row * row_blocks * kMxBlockBytes + (k >> 1);
+    return decode_mx(block, scales[row * row_blocks + (k >> 5)]);
   }
-  TRIVIUM_INLINE B16 at(int64_t row, int64_t k, int) const {
-    return at(row, k);
-  }  // k is a multiple of 32: no tail
+  TRIVIUM_INLINE B16 at(int64_t row, int64_t k, int) const { return at(row, k); }  // no tail
+  TRIVIUM_INLINE void fetch_next(int rows, int64_t k) const {
+    const uint8_t* next = blocks + (rows * row_blocks * kMxBlock + k * rows) / 2;
+#pragma GCC unroll kUnroll
+    for (int i = 0; i < rows * kMxBlockBytes; i += kCacheLine) __builtin_prefetch(next + i, 0, 2);
+    __builtin_prefetch(scales + rows * row_blocks + (k >> 5) * rows, 0, 2);
+  }
+  TRIVIUM_INLINE MxRows from(int64_t row) const {
+    return {blocks + row * row_blocks * kMxBlockBytes, scales + row * row_blocks, row_blocks};
+  }
 };
 #endif
 
 // out[r * kCols + c] = row (row0 + r) of w times x[c]. Out of line: one copy of each tile serves every op.
 template <int kRows, int kCols, class X, class Rows>
-[[gnu::noinline]] void multiply_tile(const Rows& w, int64_t row0, const X* const* x, int64_t k, float* out) {
+[[gnu::noinline]] void multiply_tile(const Rows& all, int64_t row0, const X* const* x, int64_t k,
+                                     float* out) {
   using S = Step<X>;
+  const Rows w = all.from(row0);
   F32 acc[kRows][kCols];
 #pragma GCC unroll kUnroll
   for (int r = 0; r < kRows; ++r)
@@ -91,8 +120,9 @@ template <int kRows, int kCols, class X, class Rows>
   int64_t i = 0;
   for (; i + S::kWidth <= k; i += S::kWidth) {
     typename S::Vec wv[kRows];
+    if constexpr (kCols < kTileCols) w.fetch_next(kRows, i);  // full tiles are bound by arithmetic
 #pragma GCC unroll kUnroll
-    for (int r = 0; r < kRows; ++r) wv[r] = w.at(row0 + r, i);
+    for (int r = 0; r < kRows; ++r) wv[r] = w.at(r, i);
 #pragma GCC unroll kUnroll
     for (int c = 0; c < kCols; ++c) {
       const auto xv = S::load_x(x[c] + i);
@@ -103,7 +133,7 @@ template <int kRows, int kCols, class X, class Rows>
   if (const int tail = static_cast<int>(k - i); tail > 0) {
 #pragma GCC unroll kUnroll
     for (int r = 0; r < kRows; ++r) {
-      const auto wv = w.at(row0 + r, i, tail);
+      const auto wv = w.at(r, i, tail);
 #pragma GCC unroll kUnroll
       for (int c = 0; c < kCols; ++c) acc[r][c] = S::mac(wv, S::load_x(x[c] + i, tail), acc[r][c]);
     }
@@ -250,7 +280,7 @@ void multiply(const WeightView& w, int64_t row_base, int64_t n0, int64_t n1, con
     for (int64_t n = n0; n < n1; n += kTileRows) {
       const int64_t end = n + kTileRows < n1 ? n + kTileRows : n1;
       const X* panel = decode_rows<X>(w, row_base + n, end - n, k);
-      multiply_rows<X>(DenseRows<X, X>{panel, k}, -n, n, end, x, c0, c1, k, sink);
+      multiply_rows<X>(DenseRows<X, X, false>{panel, k}, -n, n, end, x, c0, c1, k, sink);
     }
   }
 }

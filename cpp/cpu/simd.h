@@ -85,23 +85,37 @@ TRIVIUM_INLINE F32 dot(B16 a, B16 b, F32 acc) {
   return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 
-// 32 MXFP4 values as bf16. A table lookup gives the bf16 pattern at scale 127; the scale is added to the
-// exponent field. Magnitudes under 2^-126, which dot() flushes anyway, become zero; scale 0 counts as 1.
+// For every scale the bf16 patterns of the 16 codes, twice: what decode_mx looks up. Magnitudes under 2^-126,
+// which dot() flushes, are zero; scale 0 counts as 1; 255 is NaN.
+struct alignas(64) MxTable {
+  uint16_t value[32];
+};
+struct MxTables {
+  MxTable of_scale[256];
+};
+constexpr MxTables make_mx_tables() {
+  constexpr uint16_t kMagnitudes[8] = {0,      0x3f00, 0x3f80, 0x3fc0,
+                                       0x4000, 0x4040, 0x4080, 0x40c0};  // at scale 127
+  MxTables tables{};
+  for (int scale = 0; scale < 256; ++scale)
+    for (int code = 0; code < 32; ++code) {
+      int bits = kMagnitudes[code % 8];
+      if (bits != 0) bits += ((scale < 1 ? 1 : scale) - 127) * 128;
+      if (bits > 0x7f80) bits = 0x7f80;
+      if (scale == 255) bits = 0x7fc0;
+      tables.of_scale[scale].value[code] = static_cast<uint16_t>(bits | (code % 16 >= 8 ? 0x8000 : 0));
+    }
+  return tables;
+}
+inline constexpr MxTables kMxTables = make_mx_tables();
+
+// 32 MXFP4 values as bf16.
 TRIVIUM_INLINE B16 decode_mx(const uint8_t* block, uint8_t scale) {
   const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block)));
   // Word 2k must hold the low nibble and word 2k+1 the high one; vpermw reads 5 bits, and the table repeats
   // after 16 entries, so the high nibble's lowest bit may stay in the even words.
   const __m512i index = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
-  const __m256i half =
-      _mm256_setr_epi16(0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, static_cast<short>(0x8000),
-                        static_cast<short>(0xbf00), static_cast<short>(0xbf80), static_cast<short>(0xbfc0),
-                        static_cast<short>(0xc000), static_cast<short>(0xc040), static_cast<short>(0xc080),
-                        static_cast<short>(0xc0c0));
-  const __m512i table = _mm512_broadcast_i64x4(half);
-  const int shift = (static_cast<int>(scale < 1 ? 1 : scale) - 127) * 128;
-  const __m512i scaled =
-      _mm512_mask_add_epi16(table, 0xfefefefeu, table, _mm512_set1_epi16(static_cast<short>(shift)));
-  return {_mm512_permutexvar_epi16(index, scaled)};
+  return {_mm512_permutexvar_epi16(index, _mm512_load_si512(kMxTables.of_scale[scale].value))};
 }
 
 #elif defined(__AVX2__)
