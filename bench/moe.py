@@ -99,10 +99,19 @@ class Transformers:
         return tokens / (time.perf_counter() - start)
 
 
-def measure(ours: Ours, theirs: Transformers | None, rounds: int) -> dict[str, list[float]]:
+def measure_roof(program: str) -> dict:
+    return json.loads(subprocess.run([program], check=True, capture_output=True, text=True).stdout)
+
+
+def measure(ours: Ours, theirs: Transformers | None, rounds: int, roof: str) -> tuple[dict, dict]:
+    """Samples of every case, and the machine's roofs: measured in every round too, since they drift."""
     samples: dict[str, list[float]] = {}
+    roofs: list[dict] = []
     cases = [("prefill", "prefill"), ("decode", "decode"), ("batch", "batch")]
     for r in range(rounds + 1):  # round 0 warms up
+        if r:
+            roofs.append(measure_roof(roof))
+            print(f"  round {r} read bandwidth {roofs[-1]['read_bytes_per_s'] / 1e9:.1f} GB/s", flush=True)
         for name, method in cases:
             for who, model in (("trivium", ours), ("transformers", theirs)):
                 if model is None or not hasattr(model, method):
@@ -111,7 +120,11 @@ def measure(ours: Ours, theirs: Transformers | None, rounds: int) -> dict[str, l
                 if r:
                     samples.setdefault(f"{who} {name}", []).append(rate)
                     print(f"  round {r} {who:12} {name:8} {rate:8.2f} tokens/s", flush=True)
-    return samples
+    machine = {
+        k: statistics.median(m[k] for m in roofs) if k.endswith(("_s", "flops")) else v
+        for k, v in roofs[0].items()
+    }
+    return samples, machine
 
 
 def main() -> None:
@@ -124,14 +137,14 @@ def main() -> None:
     ap.add_argument("--json", type=Path, help="write the figures here too")
     a = ap.parse_args()
     os.environ["TRIVIUM_NUM_THREADS"] = str(a.threads)
-    roof = json.loads(subprocess.run([a.roof], check=True, capture_output=True, text=True).stdout)
     config = json.loads((Path(a.checkpoint) / "config.json").read_text())
     ours = Ours(a.checkpoint)
-    samples = measure(ours, None if a.no_peer else Transformers(a.checkpoint, a.threads), a.rounds)
+    theirs = None if a.no_peer else Transformers(a.checkpoint, a.threads)
+    samples, machine = measure(ours, theirs, a.rounds, a.roof)
     median = {name: statistics.median(values) for name, values in samples.items()}
-    bound = roof["read_bytes_per_s"] / decode_bytes(config)
+    bound = machine["read_bytes_per_s"] / decode_bytes(config)
     figures = {
-        "machine": roof,
+        "machine": machine,
         "layers": config["num_hidden_layers"],
         "tokens_per_s": median,
         "decode_of_bandwidth": median["trivium decode"] / bound,

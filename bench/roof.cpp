@@ -70,10 +70,7 @@ __attribute__((target("avx512f,avx512bf16"))) float spin_bf16() {
   const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
   for (int64_t i = 0; i < kTurns; ++i)
 #pragma GCC unroll 12
-    for (auto& a : acc) {
-      a = _mm512_dpbf16_ps(a, x, x);
-      asm volatile("" : "+v"(a));  // keeps every product
-    }
+    for (auto& a : acc) a = _mm512_dpbf16_ps(a, x, x);
   float sum = 0;
   for (auto& a : acc) sum += _mm512_reduce_add_ps(a);
   return sum;
@@ -85,10 +82,7 @@ __attribute__((target("avx2,fma"))) float spin_f32() {
   const __m256 x = _mm256_set1_ps(1.0f);
   for (int64_t i = 0; i < kTurns; ++i)
 #pragma GCC unroll 12
-    for (auto& a : acc) {
-      a = _mm256_fmadd_ps(x, x, a);
-      asm volatile("" : "+x"(a));
-    }
+    for (auto& a : acc) a = _mm256_fmadd_ps(x, x, a);
   float sum = 0;
   for (auto& a : acc) sum += _mm256_cvtss_f32(a);
   return sum;
