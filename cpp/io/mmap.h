@@ -60,6 +60,7 @@ class FileBytes {
 
   const char* data() const { return data_; }
   int64_t size() const { return size_; }
+  bool is_mapped() const { return range_ != nullptr; }
   // Whether a read found pages of the file gone; what was read is zeros then.
   bool damaged() const;
   // Gives back the memory of the pages that lie wholly inside; they are read from the file again when

@@ -44,6 +44,8 @@ class TensorArchive {
   virtual std::string file_of(std::string_view name) const = 0;  // path, for messages
   // A 64-bit hash of the files' names, sizes and headers and of samples of the data; cheap on large models.
   virtual uint64_t fingerprint() const = 0;
+  // Whether the data lies in a mapping of the file, in the file system's small pages.
+  virtual bool is_mapped(const Tensor& tensor) const = 0;
   // Tells the kernel that the pages of `tensor` are no longer needed (after a conversion copied them).
   virtual void drop_pages(const Tensor& tensor) const = 0;
   // ModelFormatError if a read, since the data was opened, found a part of a file gone. Needs no system call.

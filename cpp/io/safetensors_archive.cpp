@@ -103,6 +103,12 @@ uint64_t FileArchive::fingerprint() const {
   return hash;
 }
 
+bool FileArchive::is_mapped(const Tensor& tensor) const {
+  return std::any_of(files_.begin(), files_.end(), [&](const File& file) {
+    return tensor.owner() == file.bytes && file.bytes->is_mapped();
+  });
+}
+
 void FileArchive::drop_pages(const Tensor& tensor) const {
   if (tensor.nbytes() == 0 || !tensor.is_contiguous()) return;
   for (const File& file : files_)

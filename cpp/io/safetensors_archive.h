@@ -29,6 +29,7 @@ class FileArchive final : public TensorArchive {
   int64_t total_bytes() const override;
   std::string file_of(std::string_view name) const override;
   uint64_t fingerprint() const override;
+  bool is_mapped(const Tensor& tensor) const override;
   void drop_pages(const Tensor& tensor) const override;
   void check_readable() const override;
   void check_unchanged() const override;

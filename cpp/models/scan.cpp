@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "core/parallel.h"
 #include "io/mmap.h"
@@ -100,6 +101,21 @@ Tensor transpose_experts(const Tensor& stored, const std::function<void(const Te
                       static_cast<uint16_t*>(out.data()) + offset, rows, cols);
     });
     done(stored.slice(e, e + 1));
+  });
+  return out;
+}
+
+Tensor copy_to_memory(const Tensor& stored, const std::function<void(const Tensor&)>& done) {
+  Tensor out = Tensor::empty(stored.shape(), stored.dtype());
+  const int64_t row_bytes = stored.dim(0) ? stored.nbytes() / stored.dim(0) : 0;
+  const int64_t rows = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(row_bytes, 1));
+  parallel_for((stored.dim(0) + rows - 1) / rows, [&](int64_t task, int) {
+    const Tensor part = stored.slice(task * rows, std::min(stored.dim(0), (task + 1) * rows));
+    io::guarded([&] {
+      std::memcpy(static_cast<char*>(out.data()) + task * rows * row_bytes, part.data(),
+                  static_cast<size_t>(part.nbytes()));
+    });
+    done(part);
   });
   return out;
 }

@@ -28,6 +28,11 @@ class WeightScan {
 // the source when it was read for the last time.
 Tensor transpose_experts(const Tensor& stored, const std::function<void(const Tensor&)>& done);
 
+// A copy in memory of our own, where the backend may use huge pages; `done` gets each part of the source when
+// it was read for the last time. For dense matrices, which every token reads in full: a mapped file has small
+// pages.
+Tensor copy_to_memory(const Tensor& stored, const std::function<void(const Tensor&)>& done);
+
 // Reads one byte of every page, in parallel, so that a later step finds the weights in memory.
 void touch_pages(const Tensor& t);
 

@@ -104,6 +104,24 @@ TEST(TransposeExperts, SwapsRowsAndColumnsOfEveryExpert) {
     }
 }
 
+TEST(CopyToMemory, CopiesEveryByteAndReportsEveryRowOnce) {
+  for (const int64_t rows : {int64_t{0}, int64_t{1}, int64_t{5}, 3 * kChunk / 2000}) {
+    Tensor stored = Tensor::empty({rows, 1000}, Dtype::bf16);
+    auto* bits = static_cast<uint16_t*>(stored.data());
+    for (int64_t i = 0; i < stored.numel(); ++i) bits[i] = static_cast<uint16_t>(i * 2654435761u >> 7);
+    std::mutex mutex;
+    int64_t reported = 0;
+    const Tensor copy = copy_to_memory(stored, [&](const Tensor& part) {
+      const std::lock_guard lock(mutex);
+      reported += part.dim(0);
+    });
+    EXPECT_EQ(reported, rows);
+    EXPECT_EQ(copy.shape(), stored.shape());
+    EXPECT_NE(copy.data(), stored.data());
+    EXPECT_EQ(std::memcmp(copy.data(), stored.data(), static_cast<size_t>(stored.nbytes())), 0) << rows;
+  }
+}
+
 TEST(TouchPages, ReadsTensorsOfAnySize) {
   for (const int64_t bytes : {int64_t{0}, int64_t{1}, int64_t{4097}, kChunk + 1})
     touch_pages(Tensor::zeros({bytes}, Dtype::u8));

@@ -8,6 +8,9 @@
 namespace trivium::moe {
 namespace {
 
+// Dense matrices of this size are read in full for every token and are worth huge pages; experts stay mapped.
+constexpr int64_t kCopiedBytes = 2 << 20;
+
 // Takes tensors out of the archive by name, checking shapes, and remembers which were missing.
 class Source {
  public:
@@ -35,8 +38,12 @@ class Source {
   }
 
   ops::Weight matrix(const std::string& name, const Shape& shape) {
-    const Tensor t = dense(name, shape);
-    return t.data() ? ops::Weight::dense(t, name.c_str()) : ops::Weight{};
+    Tensor t = dense(name, shape);
+    if (!t.data()) return {};
+    const bool streamed = shape.rank() == 2 && t.nbytes() >= kCopiedBytes;
+    if (streamed && archive_.is_mapped(t))
+      t = copy_to_memory(t, [&](const Tensor& done) { archive_.drop_pages(done); });
+    return ops::Weight::dense(t, name.c_str());
   }
 
   // MXFP4 pair of the logical shape [E, rows, cols].
@@ -157,7 +164,7 @@ LayerWeights openai_layer(Source& s, const MoeConfig& c, int64_t layer) {
   };
   LayerWeights w;
   w.input_norm = s.dense(p + "attn.norm.scale", {H});
-  split_qkv(s.dense(p + "attn.qkv.weight", {qkv, H}), s.dense(p + "attn.qkv.bias", {qkv}), c, w);
+  split_qkv(s.matrix(p + "attn.qkv.weight", {qkv, H}).data, s.dense(p + "attn.qkv.bias", {qkv}), c, w);
   w.sinks = s.dense(p + "attn.sinks", {c.num_heads});
   w.o = s.matrix(p + "attn.out.weight", {H, c.q_dim()});
   w.o_bias = s.dense(p + "attn.out.bias", {H});
