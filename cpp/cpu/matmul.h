@@ -19,8 +19,8 @@ inline constexpr int kStreamRows = 8;  // weight rows of a tile with one x row: 
 // and a sanitizer's checks on unrolled loops take gcc minutes to compile.
 inline constexpr int kUnroll = kLanes > 4 ? 8 : 1;
 inline constexpr int kCacheLine = 64;
-inline constexpr int64_t kBlockBytes = 384
-                                       << 10;  // x rows kept in the second-level cache while weights pass by
+// x rows kept in the second-level cache while weights pass by
+inline constexpr int64_t kBlockBytes = 384 << 10;
 
 // Weight rows of a task: long runs, since a run's first rows are not fetched ahead, yet several for every
 // thread.

@@ -94,3 +94,8 @@ def read_jsonl(path: Path) -> list[dict]:
 
 def lines_of(path: Path) -> list[list[int]]:
     return [[int(word) for word in line.split(" ") if word] for line in path.read_text().splitlines()]
+
+
+def batch(model, source, output, *args, code=0):
+    """Runs mode getp."""
+    return getp("getp", model, "-i", source, "-o", output, *args, code=code)

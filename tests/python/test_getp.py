@@ -5,6 +5,7 @@ import json
 import pytest
 from getp_runner import (
     PROMPTS,
+    batch,
     demo_folder,
     error_line,
     getp,
@@ -23,10 +24,6 @@ def model():
 @pytest.fixture
 def prompts(tmp_path):
     return text_input(tmp_path / "in.txt", PROMPTS)
-
-
-def batch(model, source, output, *args, code=0):
-    return getp("getp", model, "-i", source, "-o", output, *args, code=code)
 
 
 # --- reproducibility ----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from getp_runner import PROMPTS, demo_folder, error_line, getp, lines_of, start, text_input
+from getp_runner import PROMPTS, batch, demo_folder, error_line, getp, lines_of, start, text_input
 
 
 @pytest.fixture(scope="module")
@@ -15,10 +15,6 @@ def model():
 @pytest.fixture
 def prompts(tmp_path):
     return text_input(tmp_path / "in.txt", PROMPTS)
-
-
-def batch(model, source, output, *args, code=0):
-    return getp("getp", model, "-i", source, "-o", output, *args, code=code)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ enum class Layout { hugging_face, openai };
 
 // Finds every tensor and checks name, shape and dtype; then, with options.check_weights, scans the values
 // (NaN and infinities in dense tensors, MXFP4 scales above 252). Dense experts that are stored [E, in, out]
-// (Hugging Face bf16 re-exports) are transposed into memory, giving the source's pages back as it goes.
+// (Hugging Face bf16 re-exports) are transposed into memory, giving the source's pages back as it goes; so
+// are mapped dense matrices of 2 MiB and more copied, for huge pages. MXFP4 experts stay where they are.
 // ModelFormatError names file and tensor; missing tensors are listed, at most five.
 MoeWeights load_weights(const std::shared_ptr<const io::TensorArchive>& archive, const std::string& path,
                         const MoeConfig& config, Layout layout, const LoadOptions& options);
