@@ -5,24 +5,30 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 REQUIREMENTS := tests/python
-CPP_FILES = $(shell git ls-files '*.cpp' '*.h')
+CPP_FILES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+# GPU code for the devices of this machine only; CI and `make wheel` say otherwise.
+export TRIVIUM_CUDA ?= AUTO
+export TRIVIUM_HIP ?= AUTO
+export TRIVIUM_CUDA_ARCHS ?= present
+export TRIVIUM_HIP_ARCHS ?= present
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
-.PHONY: help demo test lint format asan ubsan tsan fuzz bench wheel clean install ctest pytest
+.PHONY: help demo test lint format asan ubsan tsan fuzz bench wheel clean install ctest pytest kernel-table \
+  hardware hardware-kit
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s:
 
 demo: install  ## build, run the batch driver on the embedded model, print tokens/s and the completions
 	scripts/demo.sh $(BIN)
 
-test: deps-test install $(VENV)/.test-ready build/dev  ## everything from a fresh clone, ctest and pytest
+test: deps-test $(VENV)/.test-ready install build/dev  ## everything from a fresh clone, ctest and pytest
 	$(BIN)/python scripts/run_tests.py --build build/dev --python $(BIN)/python --jobs $(JOBS)
 
 ctest: deps-test build/dev  ## the C++ tests alone
 	$(PYTHON) scripts/run_tests.py --build build/dev --jobs $(JOBS)
 
-pytest: install $(VENV)/.test-ready  ## the Python tests alone
+pytest: $(VENV)/.test-ready install  ## the Python tests alone
 	$(BIN)/python -m pytest
 
 lint: deps-lint $(VENV)/.lint-ready  ## formatting of C++ and Python, and ruff's checks
@@ -50,12 +56,31 @@ fuzz: deps-fuzz build/fuzz  ## every libFuzzer target, FUZZ_SECONDS (30) each
 BENCH_MODEL := build/bench/gpt-oss-20b-4-layers
 bench: install $(VENV)/.test-ready build/bench $(BENCH_MODEL)/model.safetensors  ## speed beside transformers and the machine's limits (writes a 4.2 GB model first)
 	$(BIN)/python bench/moe.py $(BENCH_MODEL) --roof build/bench/bench/trivium_roof
+	$(BIN)/python bench/lut.py --roof build/bench/bench/trivium_lut_roof
 
 $(BENCH_MODEL)/model.safetensors: | $(BIN)/python
 	$(BIN)/python bench/make_checkpoint.py $(BENCH_MODEL)
 
-wheel: deps-build $(BIN)/python  ## a wheel in dist/
+wheel: export TRIVIUM_CUDA := ON
+wheel: export TRIVIUM_HIP := ON
+wheel: export TRIVIUM_CUDA_ARCHS := all
+wheel: export TRIVIUM_HIP_ARCHS := all
+wheel: deps-gpu $(BIN)/python  ## the wheel with CUDA and HIP for all targets in dist/, checked and tried in a clean environment
 	$(PIP) wheel --no-deps -w dist .
+	$(PYTHON) scripts/check_wheel.py
+
+kernel-table: export TRIVIUM_CUDA := ON
+kernel-table: export TRIVIUM_HIP := ON
+kernel-table: export TRIVIUM_CUDA_ARCHS := 90a
+kernel-table: export TRIVIUM_HIP_ARCHS := gfx90a gfx942 gfx1100
+kernel-table: build/dev  ## docs/kernels.md from the compiled kernels (needs both GPU compilers)
+	cmake --build build/dev --target kernel_table
+
+hardware:  ## tests and measurements on this machine's GPU; PARTS="build test sanitize bench" chooses
+	$(PYTHON) scripts/hardware.py $(if $(PARTS),--parts $(PARTS))
+
+hardware-kit:  ## headers and static libraries for a GPU machine without network, in .hardware-kit/
+	scripts/hardware_kit.sh .hardware-kit
 
 clean:  ## remove what was built
 	rm -rf build dist $(VENV)
@@ -68,7 +93,10 @@ $(BIN)/python:
 
 install: deps-build $(BIN)/python
 	@echo "building and installing the package into $(VENV) (a few minutes the first time)"
-	$(PIP) install -q .
+	$(PIP) install -q . $(JAX_FLAGS)
+
+# trivium.jax is built where jax is installed already, as for the tests.
+JAX_FLAGS = $(shell $(BIN)/python -c "import jax; print('-Ccmake.define.TRIVIUM_JAX=ON -Ccmake.define.TRIVIUM_JAX_INCLUDE=' + jax.ffi.include_dir())" 2>/dev/null)
 
 $(VENV)/.test-ready: $(REQUIREMENTS)/requirements-torch.txt $(REQUIREMENTS)/requirements.txt | $(BIN)/python
 	$(PIP) install -q -r $(REQUIREMENTS)/requirements-torch.txt

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the system packages of the named groups where they are missing: build, test, lint, fuzz.
+# Installs the system packages of the named groups where they are missing: build, test, lint, fuzz, gpu
+# (the HIP compiler; CUDA's nvcc is not in Debian).
 # Debian and Ubuntu only; elsewhere it says what to install and goes on.
 set -euo pipefail
 
@@ -8,6 +9,7 @@ build=(g++ cmake ninja-build make git ccache python3 python3-dev python3-venv
 test=(libgtest-dev)
 lint=(clang-format-15)
 fuzz=(clang-15)
+gpu=(clang-19 lld-19 llvm-19)
 
 missing=()
 for group in "$@"; do

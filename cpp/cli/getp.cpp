@@ -190,6 +190,19 @@ void Parser::add_generation() {
 void Parser::add_machine() {
   text("--device", "auto, cpu, cuda, cuda:1, hip:0 [auto]",
        [this](const std::string& v) { options_.device = v; });
+  text("--devices", "getp: several devices of one kind, e.g. 0,1: each runs a copy of the model",
+       [this](const std::string& v) {
+         options_.devices.clear();
+         for (size_t at = 0; at <= v.size();) {
+           const size_t comma = std::min(v.find(',', at), v.size());
+           const auto index = static_cast<int>(parse_integer("--devices", v.substr(at, comma - at), 0, 4095));
+           if (std::count(options_.devices.begin(), options_.devices.end(), index) > 0)
+             throw UsageError{concat("--devices names ", index, " twice")};
+           options_.devices.push_back(index);
+           at = comma + 1;
+         }
+       })
+      ->type_name("I,J,...");
   text("--precision", "auto, float32 or bfloat16 [auto]", [this](const std::string& v) {
     try {
       options_.precision = trivium::parse_precision(v);
@@ -221,7 +234,7 @@ void Parser::add_jobs() {
          options_.batch_size = v == "auto" ? 0 : static_cast<int>(parse_integer("--batch-size", v, 1, 65536));
        })
       ->type_name("N|auto");
-  integer("--step-tokens", 1, 1 << 20, "Prompt tokens in one step [256]",
+  integer("--step-tokens", 1, 1 << 20, "Prompt tokens in one step [256, 2048 on a GPU]",
           [this](int64_t n) { options_.step_tokens = n; });
   integer("-t,--limit", 0, kMaxInt64, "getp: only the first N prompts; 0 is all [0]",
           [this](int64_t n) { options_.limit = n; });

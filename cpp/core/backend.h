@@ -8,6 +8,8 @@
 #include "core/error.h"
 #include "core/stream.h"
 #include "ops/args.h"
+#include "ops/lut_args.h"
+#include "ops/mlstm_args.h"
 
 namespace trivium {
 
@@ -50,9 +52,28 @@ struct Runtime {
   Status (*event_destroy)(EventHandle* event);
   Status (*event_record)(EventHandle* event, StreamHandle* stream);
   Status (*event_synchronize)(EventHandle* event);
+  // Host memory that copies of this backend reach in the background (pinned). Optional like the entries
+  // below: null on the CPU.
+  Status (*allocate_host)(int32_t index, int64_t bytes, void** memory) = nullptr;
+  Status (*deallocate_host)(int32_t index, void* memory) = nullptr;
+  // Between begin and end the stream records kernels, copies and fills instead of running them; launch
+  // repeats them with the same arguments, in order.
+  Status (*graph_begin)(StreamHandle* stream) = nullptr;
+  Status (*graph_end)(StreamHandle* stream, GraphHandle** graph) = nullptr;
+  Status (*graph_launch)(GraphHandle* graph, StreamHandle* stream) = nullptr;
+  Status (*graph_destroy)(GraphHandle* graph) = nullptr;
+  // Milliseconds of the device between two recorded events that have been waited for; not on emulated
+  // devices.
+  Status (*event_elapsed)(EventHandle* from, EventHandle* to, float* ms) = nullptr;
+  // Streams of other libraries in this process (DLPack). `native` is the vendor's handle; null where the
+  // vendor has none: emulated devices.
+  Status (*stream_native)(StreamHandle* stream, void** native) = nullptr;
+  // Later work on the other library's stream `native` waits for what is queued on `stream` now.
+  Status (*foreign_wait)(StreamHandle* stream, void* native) = nullptr;
 };
 
-// An empty entry means unsupported and raises NotImplemented("rms_norm on hip").
+// Kernels of a GPU are queued on the stream, which is never null there. An empty entry means unsupported and
+// raises NotImplemented("rms_norm on hip").
 struct Kernels {
   uint32_t struct_size;
   Status (*convert)(StreamHandle*, const ConvertArgs*);
@@ -71,6 +92,30 @@ struct Kernels {
   Status (*moe_combine)(StreamHandle*, const MoeCombineArgs*);
   Status (*mxfp4_decode)(StreamHandle*, const Mxfp4DecodeArgs*);
   Status (*sample)(StreamHandle*, const SampleArgs*);
+  Status (*lut_check_detectors)(StreamHandle*, const LutDetectArgs*);
+  Status (*lut_check_positional_embeddings)(StreamHandle*, const LutDetectPeArgs*);
+  Status (*lut_fill_outputs)(StreamHandle*, const LutForwardArgs*);
+  Status (*lut_gather_x_gradients)(StreamHandle*, const LutXGradientArgs*);
+  Status (*lut_propagate_through_detectors)(StreamHandle*, const LutPropagateArgs*);
+  Status (*lut_gather_w_gradients)(StreamHandle*, const LutWGradientArgs*);
+  Status (*lut_fill_outputs_for_sequence)(StreamHandle*, const LutSequenceForwardArgs*);
+  Status (*lut_gather_x_gradients_for_sequence)(StreamHandle*, const LutSequenceXGradientArgs*);
+  Status (*lut_gather_pe_gradients)(StreamHandle*, const LutPeGradientArgs*);
+  Status (*lut_gather_w_gradients_for_sequence)(StreamHandle*, const LutSequenceWGradientArgs*);
+  Status (*lut_decode)(StreamHandle*, const LutDecodeArgs*);
+  Status (*lut_product_forward)(StreamHandle*, const LutProductArgs*);
+  Status (*lut_product_backward)(StreamHandle*, const LutProductArgs*);
+  Status (*lut_mark_rows)(StreamHandle*, const LutMarkRowsArgs*);
+  Status (*lut_normalize)(StreamHandle*, const LutNormalizeArgs*);
+  Status (*lut_staged)(StreamHandle*, const LutStagedArgs*);
+  Status (*mlstm_gates)(StreamHandle*, const MlstmGatesArgs*);
+  Status (*mlstm_forward)(StreamHandle*, const MlstmForwardArgs*);
+  Status (*mlstm_backward)(StreamHandle*, const MlstmBackwardArgs*);
+  Status (*mlstm_recurrent)(StreamHandle*, const MlstmRecurrentArgs*);
+  Status (*mlstm_segments)(StreamHandle*, const MlstmSegmentsArgs*);
+  Status (*head_norm)(StreamHandle*, const HeadNormArgs*);
+  Status (*silu_mul)(StreamHandle*, const SiluMulArgs*);
+  Status (*soft_cap)(StreamHandle*, const SoftCapArgs*);
 };
 
 // Throws the error of the calling thread's last failed entry of `kind`.

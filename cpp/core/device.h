@@ -18,6 +18,7 @@ struct Device {
   friend bool operator==(const Device&, const Device&) = default;
 };
 
+inline bool is_gpu(DeviceKind kind) { return kind != DeviceKind::cpu && kind != DeviceKind::test; }
 const char* name_of(DeviceKind kind);  // "cpu", "cuda", "hip", ...
 std::string to_string(Device device);  // "cpu", "cuda:1"
 std::ostream& operator<<(std::ostream& out, Device device);

@@ -1,11 +1,17 @@
 // 16-bit storage types and their exact conversions; MXFP4 element and scale decoding (OCP MX v1.0).
 // Everything here is forced inline: files built for different CPU levels include it, and a shared
-// out-of-line copy could carry instructions of the wrong level.
+// out-of-line copy could carry instructions of the wrong level. GPU compilers build it for the device too.
 #pragma once
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define TRIVIUM_INLINE __host__ __device__ __forceinline__
+#elif defined(__HIP__)
+#define TRIVIUM_INLINE __attribute__((host, device, always_inline)) inline
+#else
 #define TRIVIUM_INLINE [[gnu::always_inline]] inline
+#endif
 
 namespace trivium {
 
@@ -53,6 +59,16 @@ TRIVIUM_INLINE f16 to_f16(float x) {
   }
   const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
+}
+
+// Nearest float, but with an odd last bit when inexact: a second rounding to 16 bits then equals one rounding
+// of the double (Boldo & Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+TRIVIUM_INLINE float round_to_odd(double value) {
+  const auto single = static_cast<float>(value);
+  const auto bits = __builtin_bit_cast(uint32_t, single);
+  if (single == value || value != value || (bits & 1)) return single;
+  const bool larger = value > 0 ? single > value : single < value;  // in magnitude
+  return __builtin_bit_cast(float, larger ? bits - 1 : bits + 1);
 }
 
 // Magnitudes of the 8 E2M1 codes; bit 3 of a nibble is the sign.

@@ -2,14 +2,19 @@
 // Easy as 1, 2, 3; SC 2011). The same (key, counter) gives the same bits on every backend.
 #pragma once
 
-#include <array>
+#include <compare>
 #include <cstdint>
 
 #include "core/half.h"
 
 namespace trivium {
 
-TRIVIUM_INLINE std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter_low, uint64_t counter_high = 0) {
+struct PhiloxBlock {
+  uint32_t x[4];
+  friend auto operator<=>(const PhiloxBlock&, const PhiloxBlock&) = default;
+};
+
+TRIVIUM_INLINE PhiloxBlock philox(uint64_t key, uint64_t counter_low, uint64_t counter_high = 0) {
   uint32_t c[4] = {static_cast<uint32_t>(counter_low), static_cast<uint32_t>(counter_low >> 32),
                    static_cast<uint32_t>(counter_high), static_cast<uint32_t>(counter_high >> 32)};
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
@@ -24,12 +29,12 @@ TRIVIUM_INLINE std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter_low
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return {c[0], c[1], c[2], c[3]};
+  return {{c[0], c[1], c[2], c[3]}};
 }
 
 // Uniform in [0, 1) with 24 bits, from the first word of the block.
 TRIVIUM_INLINE float philox_uniform(uint64_t key, uint64_t counter) {
-  return static_cast<float>(philox(key, counter)[0] >> 8) * 0x1p-24f;
+  return static_cast<float>(philox(key, counter).x[0] >> 8) * 0x1p-24f;
 }
 
 }  // namespace trivium

@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
-#include <new>
 
 #include "core/log.h"
 
@@ -20,8 +19,6 @@ const trivium_backend_v1& cpu_backend();  // cpu/backend.cpp
 namespace {
 
 namespace fs = std::filesystem;
-
-thread_local std::string t_guard_message;
 
 struct Entry {
   const trivium_backend_v1* backend = nullptr;
@@ -93,6 +90,13 @@ Entry& find_entry(DeviceKind kind) {
   return entry;
 }
 
+// The sentence that says why a device of a loaded backend cannot be used; "" when it can.
+std::string refusal_of(Device device) {
+  DeviceProperties properties{};
+  const Status status = runtime(device).device_properties(device.index, &properties);
+  return status == Status::ok ? "" : backend(device.kind).last_error();
+}
+
 [[noreturn]] void throw_with(Status status, const std::string& message) {
   switch (status) {
     case Status::invalid_argument:
@@ -109,33 +113,6 @@ Entry& find_entry(DeviceKind kind) {
 }
 
 }  // namespace
-
-Status guard(void (*fn)(void*), void* context) noexcept {
-  try {
-    fn(context);
-    return Status::ok;
-  } catch (const InvalidArgument& e) {
-    t_guard_message = e.what();
-    return Status::invalid_argument;
-  } catch (const DeviceError& e) {
-    t_guard_message = e.what();
-    return Status::device_error;
-  } catch (const OutOfMemory& e) {
-    t_guard_message = e.what();
-    return Status::out_of_memory;
-  } catch (const NotImplemented& e) {
-    t_guard_message = e.what();
-    return Status::not_implemented;
-  } catch (const std::bad_alloc&) {
-    t_guard_message = "out of host memory";
-    return Status::out_of_memory;
-  } catch (const std::exception& e) {
-    t_guard_message = e.what();
-    return Status::error;
-  }
-}
-
-const char* guard_message() { return t_guard_message.c_str(); }
 
 void throw_status(DeviceKind kind, Status status) { throw_with(status, backend(kind).last_error()); }
 
@@ -182,6 +159,23 @@ int device_count(DeviceKind kind) {
   return count;
 }
 
+StreamHandle* default_stream(Device device) {
+  static std::mutex mutex;
+  static std::map<std::pair<DeviceKind, int>, StreamHandle*>
+      streams;  // as long as the process, like the backends
+  const std::lock_guard lock(mutex);
+  StreamHandle*& stream = streams[{device.kind, device.index}];
+  if (!stream)
+    if (const Status status = runtime(device).stream_create(device.index, &stream); status != Status::ok)
+      throw_status(device.kind, status);
+  return stream;
+}
+
+void synchronize(Device device, StreamHandle* stream) {
+  if (const Status status = runtime(device).stream_synchronize(stream); status != Status::ok)
+    throw_status(device.kind, status);
+}
+
 DeviceProperties device_properties(Device device) {
   DeviceProperties properties{};
   const Status status = runtime(device).device_properties(device.index, &properties);
@@ -195,8 +189,12 @@ std::vector<BackendReport> backend_report() {
     const int count = device_count(kind);
     const std::lock_guard lock(g_mutex);
     const Entry& entry = find_entry(kind);
-    BackendReport report{name_of(kind), entry.backend != nullptr, entry.file, entry.reason, {}};
-    for (int i = 0; i < count; ++i) report.devices.push_back(device_properties({kind, i}));
+    BackendReport report{name_of(kind), entry.backend != nullptr, entry.file, entry.reason, {}, {}};
+    for (int i = 0; i < count; ++i) {
+      report.refusals.push_back(kind == DeviceKind::cpu ? "" : refusal_of({kind, i}));
+      report.devices.push_back(report.refusals.back().empty() ? device_properties({kind, i})
+                                                              : DeviceProperties{});
+    }
     reports.push_back(std::move(report));
   }
   return reports;
@@ -207,7 +205,8 @@ const char* build_id() { return TRIVIUM_BUILD_ID; }
 Device parse_device(std::string_view text) {
   if (text == "auto") {
     for (const DeviceKind kind : {DeviceKind::cuda, DeviceKind::hip})
-      if (device_count(kind) > 0) return {kind, 0};
+      for (int i = 0, count = device_count(kind); i < count; ++i)
+        if (refusal_of({kind, i}).empty()) return {kind, i};
     return {};
   }
   const size_t colon = text.find(':');
@@ -226,7 +225,12 @@ Device parse_device(std::string_view text) {
                                 DeviceKind::emu64, DeviceKind::test}) {
     if (!good || name != name_of(kind)) continue;
     const int count = kind == DeviceKind::cpu ? 1 : device_count(kind);
-    if (index < count) return {kind, index};
+    if (index < count) {
+      const Device device{kind, index};
+      const std::string refusal = kind == DeviceKind::cpu ? "" : refusal_of(device);
+      if (!refusal.empty()) throw DeviceError(refusal);
+      return device;
+    }
     if (count > 0)
       throw DeviceError(
           concat("device ", printable(text), " does not exist: ", name, " has ", count, " device(s)"));

@@ -25,6 +25,7 @@ struct BackendReport {
   std::string file;    // "" when linked in or not found
   std::string reason;  // why it is not loaded or has no device
   std::vector<DeviceProperties> devices;
+  std::vector<std::string> refusals;  // of each device: why this build cannot use it; "" when it can
 };
 
 std::vector<BackendReport> backend_report();  // for `doctor`; tries to load everything
@@ -34,15 +35,23 @@ const char* build_id();             // "0.1.0+<commit>"
 std::string cpu_level();            // "avx512-bf16", "avx2" or "scalar"; TRIVIUM_CPU_LEVEL forces one
 bool cpu_has_bf16_dot();            // whether bfloat16 is the faster precision here
 
+// The stream of a GPU that calls without one share; each such call waits for its work.
+StreamHandle* default_stream(Device device);
+void synchronize(Device device, StreamHandle* stream);
+
 // The one way ops call a kernel: table entry, NotImplemented when it is empty, the backend's error otherwise.
+// With a null stream the call returns when the kernel has finished.
 template <class Args>
 void call_kernel(Device device, Status (*Kernels::*entry)(StreamHandle*, const Args*), const char* name,
                  StreamHandle* stream, const Args& args) {
   const auto fn = kernels(device).*entry;
   if (!fn) [[unlikely]]
     throw NotImplemented(concat(name, " on ", name_of(device.kind)));
+  const bool wait = !stream && is_gpu(device.kind);
+  if (wait) stream = default_stream(device);
   if (const Status status = fn(stream, &args); status != Status::ok) [[unlikely]]
     throw_status(device.kind, status);
+  if (wait) synchronize(device, stream);
 }
 
 }  // namespace trivium

@@ -33,6 +33,27 @@ void Event::record(Stream& stream) {
   check(device_, runtime(device_).event_record(handle_, stream.handle()));
 }
 
+bool Graph::supported(Device device) { return runtime(device).graph_begin != nullptr; }
+
+Graph::Graph(Stream& stream, const std::function<void()>& enqueue) : device_(stream.device()) {
+  check(device_, runtime(device_).graph_begin(stream.handle()));
+  try {
+    enqueue();
+  } catch (...) {
+    // The stream must leave its recording state; the error that led here is the one to report.
+    if (runtime(device_).graph_end(stream.handle(), &handle_) == Status::ok && handle_)
+      runtime(device_).graph_destroy(handle_);
+    throw;
+  }
+  check(device_, runtime(device_).graph_end(stream.handle(), &handle_));
+}
+
+Graph::~Graph() { runtime(device_).graph_destroy(handle_); }
+
+void Graph::launch(Stream& stream) const {
+  check(device_, runtime(device_).graph_launch(handle_, stream.handle()));
+}
+
 void Event::synchronize() { check(device_, runtime(device_).event_synchronize(handle_)); }
 
 }  // namespace trivium

@@ -1,6 +1,8 @@
-// Stream and Event: opaque handles owned by a backend, wrapped for RAII. On the CPU both are empty:
+// Stream, Event and Graph: opaque handles owned by a backend, wrapped for RAII. On the CPU both are empty:
 // kernels run to completion inside the call.
 #pragma once
+
+#include <functional>
 
 #include "core/device.h"
 
@@ -8,6 +10,7 @@ namespace trivium {
 
 struct StreamHandle;  // owned by the backend
 struct EventHandle;
+struct GraphHandle;
 
 class Event;
 
@@ -43,6 +46,23 @@ class Event {
  private:
   Device device_;
   EventHandle* handle_ = nullptr;
+};
+
+// Work recorded once and repeated with the same arguments: a decode step costs one launch then.
+class Graph {
+ public:
+  static bool supported(Device device);
+  // Records what `enqueue` puts on the stream, without running it.
+  Graph(Stream& stream, const std::function<void()>& enqueue);
+  ~Graph();
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  void launch(Stream& stream) const;
+
+ private:
+  Device device_;
+  GraphHandle* handle_ = nullptr;
 };
 
 }  // namespace trivium

@@ -64,6 +64,15 @@ Tensor Tensor::zeros(const Shape& shape, Dtype dtype, Device device) {
   return t;
 }
 
+Tensor Tensor::pinned(const Shape& shape, Dtype dtype, Device device) {
+  const Runtime& r = runtime(device);
+  if (!r.allocate_host) return empty(shape, dtype);
+  void* memory = nullptr;
+  check(device, r.allocate_host(device.index, std::max<int64_t>(shape.numel() * size_of(dtype), 1), &memory));
+  const auto release = [device](void* p) { runtime(device).deallocate_host(device.index, p); };
+  return wrap(memory, shape, dtype, Device{}, std::shared_ptr<void>(memory, release));
+}
+
 bool Tensor::is_contiguous() const {
   if (numel_ == 0) return true;
   int64_t running = 1;

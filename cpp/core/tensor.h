@@ -20,6 +20,8 @@ class Tensor {
   // Uninitialised and contiguous; OutOfMemory when it cannot be had.
   static Tensor empty(const Shape& shape, Dtype dtype, Device device = {});
   static Tensor zeros(const Shape& shape, Dtype dtype, Device device = {});
+  // A host tensor that copies to and from `device` reach in the background (pinned memory on a GPU).
+  static Tensor pinned(const Shape& shape, Dtype dtype, Device device);
   // Wraps memory kept alive by `owner`; strides count elements, empty = row-major.
   static Tensor wrap(void* data, const Shape& shape, Dtype dtype, Device device, std::shared_ptr<void> owner,
                      std::span<const int64_t> strides = {}, bool read_only = false);

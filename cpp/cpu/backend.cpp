@@ -12,6 +12,7 @@
 #include "core/registry.h"
 #include "cpu/kernels.h"
 #include "cpu/levels.h"
+#include "cpu/lut.h"
 
 namespace trivium {
 namespace cpu {
@@ -27,6 +28,11 @@ Status entry(StreamHandle*, const Args* args) {
 template <auto member, class Args>
 Status level_entry(StreamHandle*, const Args* args) {
   return guarded([&] { (current_level().*member)(*args); });
+}
+
+template <auto member, class Args>
+Status mlstm_entry(StreamHandle*, const Args* args) {
+  return guarded([&] { (current_level().mlstm().*member)(*args); });
 }
 
 int64_t available_memory() {
@@ -143,6 +149,32 @@ constexpr Kernels kKernels{
     .moe_combine = entry<moe_combine, MoeCombineArgs>,
     .mxfp4_decode = entry<mxfp4_decode, Mxfp4DecodeArgs>,
     .sample = entry<sample, SampleArgs>,
+    .lut_check_detectors = entry<lut_check_detectors, LutDetectArgs>,
+    .lut_check_positional_embeddings = entry<lut_check_positional_embeddings, LutDetectPeArgs>,
+    .lut_fill_outputs = entry<lut_fill_outputs, LutForwardArgs>,
+    .lut_gather_x_gradients = entry<lut_gather_x_gradients, LutXGradientArgs>,
+    .lut_propagate_through_detectors = entry<lut_propagate_through_detectors, LutPropagateArgs>,
+    .lut_gather_w_gradients = entry<lut_gather_w_gradients, LutWGradientArgs>,
+    .lut_fill_outputs_for_sequence = entry<lut_fill_outputs_for_sequence, LutSequenceForwardArgs>,
+    .lut_gather_x_gradients_for_sequence =
+        entry<lut_gather_x_gradients_for_sequence, LutSequenceXGradientArgs>,
+    .lut_gather_pe_gradients = entry<lut_gather_pe_gradients, LutPeGradientArgs>,
+    .lut_gather_w_gradients_for_sequence =
+        entry<lut_gather_w_gradients_for_sequence, LutSequenceWGradientArgs>,
+    .lut_decode = entry<lut_decode, LutDecodeArgs>,
+    .lut_product_forward = entry<lut_product_forward, LutProductArgs>,
+    .lut_product_backward = entry<lut_product_backward, LutProductArgs>,
+    .lut_mark_rows = entry<lut_mark_rows, LutMarkRowsArgs>,
+    .lut_normalize = entry<lut_normalize, LutNormalizeArgs>,
+    .lut_staged = entry<lut_staged, LutStagedArgs>,
+    .mlstm_gates = entry<mlstm_gates, MlstmGatesArgs>,
+    .mlstm_forward = mlstm_entry<&MlstmKernels::forward, MlstmForwardArgs>,
+    .mlstm_backward = mlstm_entry<&MlstmKernels::backward, MlstmBackwardArgs>,
+    .mlstm_recurrent = mlstm_entry<&MlstmKernels::recurrent, MlstmRecurrentArgs>,
+    .mlstm_segments = mlstm_entry<&MlstmKernels::segments, MlstmSegmentsArgs>,
+    .head_norm = mlstm_entry<&MlstmKernels::head_norm, HeadNormArgs>,
+    .silu_mul = mlstm_entry<&MlstmKernels::silu_mul, SiluMulArgs>,
+    .soft_cap = entry<soft_cap, SoftCapArgs>,
 };
 
 }  // namespace

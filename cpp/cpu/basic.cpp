@@ -8,15 +8,6 @@
 namespace trivium::cpu {
 namespace {
 
-// Nearest float, but with an odd last bit when inexact: a second rounding to 16 bits then equals one rounding
-// of the double (Boldo & Melquiond, Emulation of FMA and correctly rounded sums, 2008).
-float round_to_odd(double value) {
-  const auto single = static_cast<float>(value);
-  const auto bits = __builtin_bit_cast(uint32_t, single);
-  if (single == value || std::isnan(value) || (bits & 1)) return single;
-  return __builtin_bit_cast(float, std::fabs(single) > std::fabs(value) ? bits - 1 : bits + 1);
-}
-
 template <class T>
 T from_double(double value) {
   if constexpr (std::is_same_v<T, bf16>)

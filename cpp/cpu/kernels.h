@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/args.h"
+#include "ops/mlstm_args.h"
 
 namespace trivium::cpu {
 
@@ -15,5 +16,7 @@ void moe_permute(const MoePermuteArgs&);
 void moe_combine(const MoeCombineArgs&);
 void mxfp4_decode(const Mxfp4DecodeArgs&);
 void sample(const SampleArgs&);
+void mlstm_gates(const MlstmGatesArgs&);
+void soft_cap(const SoftCapArgs&);
 
 }  // namespace trivium::cpu

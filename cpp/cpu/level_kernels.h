@@ -1,8 +1,9 @@
-// The kernels of one CPU level: linear, grouped expert products, RMSNorm, SwiGLU, attention.
+// The kernels of one CPU level: linear, grouped expert products, RMSNorm, SwiGLU, attention, LUT.
 #pragma once
 
 #include "cpu/attention.h"
 #include "cpu/levels.h"
+#include "cpu/lut_sequence_level.h"
 #include "cpu/matmul.h"
 
 namespace trivium::cpu::TRIVIUM_CPU_NS {
@@ -166,7 +167,9 @@ TRIVIUM_INLINE void store_upto(T* p, F32 x, int64_t left) {
 template <class X, class Y>
 void rms_norm_as(const RmsNormArgs& a) {
   parallel_for(a.rows, [&](int64_t row, int) {
-    const X* x = static_cast<const X*>(a.x) + row * a.dim;
+    X* x = static_cast<X*>(a.x) + row * a.dim;
+    if constexpr (std::is_same_v<X, float>)
+      for (int64_t i = 0; a.add && i < a.dim; ++i) x[i] += a.add[row * a.dim + i];
     Y* y = static_cast<Y*>(a.y) + row * a.dim;
     F32 sum = zero();
     for (int64_t i = 0; i < a.dim; i += kLanes) {
@@ -191,6 +194,7 @@ void rms_norm_as(const RmsNormArgs& a) {
 }
 
 void rms_norm(const RmsNormArgs& a) {
+  TRIVIUM_CHECK(!a.add || a.x_dtype == Dtype::f32, "rms_norm: adding to x needs float32, x is ", a.x_dtype);
   const bool x16 = a.x_dtype == Dtype::bf16, y16 = a.y_dtype == Dtype::bf16;
   if (x16) return y16 ? rms_norm_as<bf16, bf16>(a) : rms_norm_as<bf16, float>(a);
   return y16 ? rms_norm_as<float, bf16>(a) : rms_norm_as<float, float>(a);
@@ -198,15 +202,34 @@ void rms_norm(const RmsNormArgs& a) {
 
 const LevelKernels& level_kernels() {
 #if defined(__AVX512BF16__)
-  static constexpr LevelKernels kTable{"avx512-bf16", true,     linear,    moe_gate_up,
-                                       moe_down,      rms_norm, attention, swiglu};
+  constexpr const char* kName = "avx512-bf16";
+  constexpr bool kBf16Dot = true;
 #elif defined(__AVX2__)
-  static constexpr LevelKernels kTable{"avx2",   false,    linear,    moe_gate_up,
-                                       moe_down, rms_norm, attention, swiglu};
+  constexpr const char* kName = "avx2";
+  constexpr bool kBf16Dot = false;
 #else
-  static constexpr LevelKernels kTable{"scalar", false,    linear,    moe_gate_up,
-                                       moe_down, rms_norm, attention, swiglu};
+  constexpr const char* kName = "scalar";
+  constexpr bool kBf16Dot = false;
 #endif
+  static constexpr LevelKernels kTable{
+      .name = kName,
+      .bf16_dot = kBf16Dot,
+      .linear = linear,
+      .moe_gate_up = moe_gate_up,
+      .moe_down = moe_down,
+      .rms_norm = rms_norm,
+      .attention = attention,
+      .swiglu = swiglu,
+      .lut_check_detectors = lut_check_detectors,
+      .lut_fill_outputs = lut_fill_outputs,
+      .lut_gather_x_gradients = lut_gather_x_gradients,
+      .lut_gather_w_gradients = lut_gather_w_gradients,
+      .lut_fill_outputs_for_sequence = lut_fill_outputs_for_sequence,
+      .lut_gather_x_gradients_for_sequence = lut_gather_x_gradients_for_sequence,
+      .lut_gather_w_gradients_for_sequence = lut_gather_w_gradients_for_sequence,
+      .lut_decode = lut_decode,
+      .mlstm = mlstm_kernels,
+  };
   return kTable;
 }
 

@@ -4,8 +4,19 @@
 #include <string_view>
 
 #include "ops/args.h"
+#include "ops/lut_args.h"
+#include "ops/mlstm_args.h"
 
 namespace trivium::cpu {
+
+struct MlstmKernels {
+  void (*forward)(const MlstmForwardArgs&);
+  void (*backward)(const MlstmBackwardArgs&);
+  void (*recurrent)(const MlstmRecurrentArgs&);
+  void (*segments)(const MlstmSegmentsArgs&);
+  void (*head_norm)(const HeadNormArgs&);
+  void (*silu_mul)(const SiluMulArgs&);
+};
 
 struct LevelKernels {
   const char* name;  // "scalar", "avx2", "avx512-bf16"
@@ -16,17 +27,29 @@ struct LevelKernels {
   void (*rms_norm)(const RmsNormArgs&);
   void (*attention)(const AttentionArgs&);
   void (*swiglu)(const SwigluArgs&);
+  void (*lut_check_detectors)(const LutDetectArgs&);
+  void (*lut_fill_outputs)(const LutForwardArgs&);
+  void (*lut_gather_x_gradients)(const LutXGradientArgs&);
+  void (*lut_gather_w_gradients)(const LutWGradientArgs&);
+  void (*lut_fill_outputs_for_sequence)(const LutSequenceForwardArgs&);
+  void (*lut_gather_x_gradients_for_sequence)(const LutSequenceXGradientArgs&);
+  void (*lut_gather_w_gradients_for_sequence)(const LutSequenceWGradientArgs&);
+  void (*lut_decode)(const LutDecodeArgs&);
+  const MlstmKernels& (*mlstm)();
 };
 
 namespace scalar {
 const LevelKernels& level_kernels();
-}
+const MlstmKernels& mlstm_kernels();
+}  // namespace scalar
 namespace avx2 {
 const LevelKernels& level_kernels();
-}
+const MlstmKernels& mlstm_kernels();
+}  // namespace avx2
 namespace avx512 {
 const LevelKernels& level_kernels();
-}
+const MlstmKernels& mlstm_kernels();
+}  // namespace avx512
 
 // The best level this CPU runs, or what TRIVIUM_CPU_LEVEL names (DeviceError when it cannot run here).
 const LevelKernels& current_level();

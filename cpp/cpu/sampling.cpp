@@ -11,10 +11,10 @@ namespace trivium::cpu {
 namespace {
 
 struct Candidate {
-  float probability;
+  float logit;
   int32_t id;
-  bool operator<(const Candidate& other) const {  // descending probability, then ascending id
-    return probability != other.probability ? probability > other.probability : id < other.id;
+  bool operator<(const Candidate& other) const {  // descending logit, then ascending id
+    return logit != other.logit ? logit > other.logit : id < other.id;
   }
 };
 
@@ -29,7 +29,7 @@ int32_t first_maximum(const float* z, int64_t vocab) {
   return nan ? -1 : static_cast<int32_t>(best);
 }
 
-// Candidates in order of probability, sorted only as far as somebody looks: a draw rarely reaches past the
+// Candidates in their order, sorted only as far as somebody looks: a draw rarely reaches past the
 // first few hundred of 200,000.
 class Ranking {
  public:
@@ -61,35 +61,38 @@ class Ranking {
   size_t sorted_ = 0;
 };
 
-int32_t draw(const SampleArgs& a, int64_t row, const float* z, float maximum) {
-  std::vector<Candidate> all(static_cast<size_t>(a.vocab));
-  const float inverse = 1.0f / a.temperature[row];
-  for (int64_t i = 0; i < a.vocab; ++i) {
-    const float p = std::exp((z[i] - maximum) * inverse);  // NaN for a logit of -inf at infinite temperature
-    all[static_cast<size_t>(i)] = {std::isnan(p) ? 0.0f : p, static_cast<int32_t>(i)};
-  }
-  if (const float min_p = a.min_p[row]; min_p > 0)
-    std::erase_if(all,
-                  [&](const Candidate& c) { return c.probability < min_p; });  // the largest is exp(0) = 1
+int32_t draw(const SampleParams& params, const float* z, int64_t vocab, float maximum) {
+  const float inverse = 1.0f / params.temperature;
+  const auto probability = [&](float logit) {
+    const float p = std::exp((logit - maximum) * inverse);
+    return std::isnan(p) ? 0.0f : p;  // of -inf at infinite temperature
+  };
+  std::vector<Candidate> all;
+  all.reserve(static_cast<size_t>(vocab));
   double total = 0;
-  for (const Candidate& c : all) total += c.probability;
+  for (int64_t i = 0; i < vocab; ++i) {
+    const float p = probability(z[i]);
+    if (p < params.min_p) continue;  // never the largest, which is exp(0) = 1
+    all.push_back({z[i], static_cast<int32_t>(i)});
+    total += p;
+  }
   Ranking ranking(std::move(all));
-  if (const int32_t top_k = a.top_k[row]; top_k > 0 && static_cast<size_t>(top_k) < ranking.size()) {
+  if (const int32_t top_k = params.top_k; top_k > 0 && static_cast<size_t>(top_k) < ranking.size()) {
     ranking.truncate(static_cast<size_t>(top_k));
     total = 0;
-    for (size_t i = 0; i < ranking.size(); ++i) total += ranking[i].probability;
+    for (size_t i = 0; i < ranking.size(); ++i) total += probability(ranking[i].logit);
   }
-  if (const double top_p = a.top_p[row]; top_p > 0 && top_p < 1) {
+  if (const double top_p = params.top_p; top_p > 0 && top_p < 1) {
     double sum = 0;
     size_t count = 0;
-    while (count < ranking.size() && sum <= top_p * total) sum += ranking[count++].probability;
+    while (count < ranking.size() && sum <= top_p * total) sum += probability(ranking[count++].logit);
     ranking.truncate(count);
     total = sum;
   }
-  const double target = philox_uniform(a.seed[row], a.step[row]) * total;
+  const double target = philox_uniform(params.seed, params.step) * total;
   double sum = 0;
   for (size_t i = 0; i + 1 < ranking.size(); ++i)
-    if ((sum += ranking[i].probability) > target) return ranking[i].id;
+    if ((sum += probability(ranking[i].logit)) > target) return ranking[i].id;
   return ranking[ranking.size() - 1].id;
 }
 
@@ -98,12 +101,13 @@ int32_t draw(const SampleArgs& a, int64_t row, const float* z, float maximum) {
 void sample(const SampleArgs& a) {
   parallel_for(a.rows, [&](int64_t row, int) {
     const float* z = a.logits + row * a.vocab;
+    const SampleParams& params = a.params[row];
     const int32_t best = first_maximum(z, a.vocab);
     // An infinite maximum, or a temperature whose inverse overflows, leaves no distribution to draw from: the
     // first maximum is the answer.
     const bool greedy =
-        !(a.temperature[row] > 0) || std::isinf(1.0f / a.temperature[row]) || best < 0 || std::isinf(z[best]);
-    a.tokens[row] = greedy ? best : draw(a, row, z, z[best]);
+        !(params.temperature > 0) || std::isinf(1.0f / params.temperature) || best < 0 || std::isinf(z[best]);
+    a.tokens[row] = greedy ? best : draw(params, z, a.vocab, z[best]);
   });
 }
 

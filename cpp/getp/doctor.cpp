@@ -20,6 +20,10 @@ std::string doctor_report() {
     if (b.loaded && b.devices.empty()) out += concat("; no device: ", b.reason);
     out += "\n";
     for (size_t i = 0; i < b.devices.size(); ++i) {
+      if (!b.refusals[i].empty()) {
+        out += concat("  ", b.refusals[i], "\n");
+        continue;
+      }
       const DeviceProperties& d = b.devices[i];
       out += concat("  ", b.name, ":", i, " ", d.name, " (", d.arch, "), ", d.num_units, " units, ",
                     format_bytes(d.free_bytes), " free of ", format_bytes(d.total_bytes), "\n");

@@ -9,6 +9,8 @@
 #include "core/registry.h"
 #include "getp/files.h"
 #include "getp/job.h"
+#include "getp/memory.h"
+#include "getp/progress.h"
 #include "getp/signals.h"
 
 namespace trivium::getp {
@@ -44,28 +46,64 @@ int fail(int code, const char* message) {
 
 void print(std::string_view text) { write_all(STDOUT_FILENO, text, "standard output"); }
 
-std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel) {
-  if (options.threads > 0) set_num_threads(options.threads);
-  LoadOptions load_options;
+std::vector<Device> chosen_devices(const Options& options) {
+  Device first;
   try {
-    load_options.device = parse_device(options.device);
+    first = parse_device(options.device);
   } catch (const InvalidArgument& error) {
     throw UsageError(error.what());
   }
-  load_options.precision = options.precision;
-  if (options.precision == Precision::automatic && load_options.device.kind == DeviceKind::cpu)
-    load_options.precision = cpu_has_bf16_dot() ? Precision::bfloat16 : Precision::float32;
-  load_options.tokenizer_path = options.tokenizer;
-  load_options.load_mode = options.load;
-  load_options.odd_window = options.odd_window;
-  load_options.cancel = &cancel;
-  const std::string precision = name_of(load_options.precision);
-  std::string what = concat(load_options.device);
-  if (load_options.device.kind == DeviceKind::cpu)
-    what += concat(" (", cpu_level(), ", ", num_threads(), num_threads() == 1 ? " thread)" : " threads)");
-  std::fprintf(stderr, "device: %s, precision %s, kv %s\n", what.c_str(), precision.c_str(),
-               options.kv_dtype ? name_of(*options.kv_dtype) : precision.c_str());
-  return load_model(options.model, load_options);
+  if (options.devices.empty()) return {first};
+  if (options.mode != Mode::getp && options.devices.size() > 1)
+    throw UsageError("--devices with more than one device is for -m getp");
+  if (options.device.find(':') != std::string::npos)
+    throw UsageError(
+        concat("--device ", options.device, " names one device; with --devices give its kind only"));
+  std::vector<Device> devices;
+  for (const int index : options.devices)
+    devices.push_back(parse_device(concat(name_of(first.kind), ":", index)));
+  return devices;
+}
+
+LoadOptions load_options(const Options& options, Device device, const CancelToken& cancel) {
+  LoadOptions load;
+  load.device = device;
+  load.precision = options.precision;  // auto: the model's family decides
+  load.tokenizer_path = options.tokenizer;
+  load.load_mode = options.load;
+  load.odd_window = options.odd_window;
+  load.cancel = &cancel;
+  return load;
+}
+
+void announce(const Options& options, const std::vector<Device>& devices) {
+  if (options.threads > 0) set_num_threads(options.threads);
+  std::string what;
+  for (const Device device : devices) {
+    what += concat(what.empty() ? "" : ", ", device);
+    if (device.kind == DeviceKind::cpu) {
+      what += concat(" (", cpu_level(), ", ", num_threads(), num_threads() == 1 ? " thread)" : " threads)");
+    } else {
+      const DeviceProperties p = device_properties(device);
+      what += concat(" (", p.name, ", ", p.arch, ", ", format_bytes(p.free_bytes), " free)");
+    }
+  }
+  const char* precision = name_of(options.precision);
+  std::fprintf(stderr, "device: %s, precision %s, kv %s\n", what.c_str(), precision,
+               options.kv_dtype ? name_of(*options.kv_dtype) : precision);
+}
+
+std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel) {
+  LoadOptions load = load_options(options, device, cancel);
+  LoadProgress progress(concat("loading onto ", device), !options.quiet && !options.no_progress);
+  load.on_progress = [&](int64_t done, int64_t total) { progress.update(done, total); };
+  return load_model(options.model, load);
+}
+
+std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel) {
+  const std::vector<Device> devices = chosen_devices(options);
+  announce(options, devices);
+  return load(options, devices.front(), cancel);
 }
 
 int run(const Options& options) {

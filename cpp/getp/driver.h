@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/cancel.h"
 #include "core/error.h"
@@ -31,7 +32,19 @@ int run_doctor(const Options& options);
 // What --doctor prints.
 std::string doctor_report();
 
-// Sets the threads, prints the device line and loads; Options::kv_dtype unset follows the precision.
+// The devices the options ask for, at least one. UsageError for an unknown name or --devices where only one
+// can be used; DeviceError when one cannot be had.
+std::vector<Device> chosen_devices(const Options& options);
+
+// What load_model() gets for `device`.
+LoadOptions load_options(const Options& options, Device device, const CancelToken& cancel);
+
+// Sets the threads and prints the device line; Options::kv_dtype unset follows the precision.
+void announce(const Options& options, const std::vector<Device>& devices);
+
+// Loads onto one device, with progress.
+std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel);
+// The same for modes that use one device: announces it first.
 std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel);
 
 // Checked write to stdout, flushed.

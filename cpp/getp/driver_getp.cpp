@@ -1,66 +1,16 @@
 // Mode getp: a file of prompts in, a file of tokens out.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <optional>
 
 #include "core/log.h"
 #include "core/parallel.h"
-#include "getp/driver.h"
+#include "getp/batch_job.h"
 #include "getp/files.h"
-#include "getp/job.h"
-#include "getp/journal.h"
-#include "getp/memory.h"
 #include "getp/output.h"
-#include "getp/progress.h"
-#include "getp/report.h"
-#include "getp/scheduler.h"
 #include "io/hash.h"
 #include "io/json.h"
 
 namespace trivium::getp {
-
-namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-class Job {
- public:
-  Job(Options options, const CancelToken& cancel) : options_(std::move(options)), cancel_(&cancel) {}
-
-  void read_inputfile();
-  void warm_up();
-  void inference();
-  void finish();
-  void write_outputfile();
-  int report();
-  std::string kept_note() const;
-
- private:
-  void open_journal();
-  void make_scheduler(int batch_size);
-  int64_t most_positions() const;
-  std::vector<size_t> make_requests(std::vector<Request>& requests);
-  void resume(std::vector<Request>& requests, std::vector<size_t>& open);
-  void on_result(size_t item, Result result);
-  std::string output_line(size_t item) const;
-
-  Options options_;
-  const CancelToken* cancel_;
-  InputFile input_;  // this shard's items after read_inputfile()
-  FileKind output_kind_ = FileKind::text;
-  Part part_;
-  std::shared_ptr<Model> model_;
-  std::unique_ptr<Scheduler> scheduler_;
-  std::unique_ptr<Journal> journal_;
-  std::vector<Result> results_;  // of input_.items
-  std::vector<uint64_t> hashes_;
-  int64_t empty_prompts_ = 0, long_prompts_ = 0;
-  Report report_;
-};
 
 void Job::read_inputfile() {
   check_writable(options_.output);
@@ -104,43 +54,6 @@ void Job::open_journal() {
   journal_ = std::make_unique<Journal>(path, journal_config(part_.config, options_), options_.restart);
   if (journal_->dropped_bytes() > 0)
     warn(concat(path, ": dropped ", journal_->dropped_bytes(), " bytes that were not completely written"));
-}
-
-void Job::make_scheduler(int batch_size) {
-  const MemoryPlan plan = plan_memory(
-      *model_, {.batch_size = batch_size,
-                .max_requests = std::max<int64_t>(1, static_cast<int64_t>(input_.items.size())),
-                .max_length = longest_length(input_.items, options_, model_->info().max_positions),
-                .max_step_tokens = options_.step_tokens,
-                .kv_dtype = options_.kv_dtype.value_or(model_->default_kv_dtype()),
-                .budget_bytes = 0});
-  if (!options_.quiet) std::fprintf(stderr, "%s\n", describe(*model_, plan).c_str());
-  report_.batch_size = plan.states.num_slots;
-  report_.cache_bytes = plan.planned_bytes;
-  scheduler_ = std::make_unique<Scheduler>(
-      model_, plan.states, SchedulerEvents{.on_piece = {}, .on_result = [this](int64_t id, Result result) {
-                                             on_result(static_cast<size_t>(id), std::move(result));
-                                           }});
-  scheduler_->states().touch();
-}
-
-// Loads, allocates and touches everything, so that inference() measures inference only.
-void Job::warm_up() {
-  const auto start = Clock::now();
-  model_ = load(options_, *cancel_);
-  report_.load_seconds = seconds_since(start);
-  open_journal();
-  cancel_->check();
-  try {
-    make_scheduler(options_.batch_size);
-  } catch (const OutOfMemory& error) {
-    const int smaller = report_.batch_size / 2;
-    if (smaller == 0) throw;
-    warn(concat(error.what(), "; trying batch ", smaller));
-    make_scheduler(smaller);
-  }
-  model_->warm_up();
-  report_.warm_up_seconds = seconds_since(start);
 }
 
 int64_t Job::most_positions() const {
@@ -234,6 +147,7 @@ void Job::resume(std::vector<Request>& requests, std::vector<size_t>& open) {
 }
 
 void Job::on_result(size_t i, Result result) {
+  const std::lock_guard lock(mutex_);
   if (result.finish_reason == FinishReason::error) {
     result.error = concat("line ", input_.items[i].line, ": ", result.error);
   } else if (result.finish_reason == FinishReason::cancelled) {
@@ -245,32 +159,12 @@ void Job::on_result(size_t i, Result result) {
   results_[i] = std::move(result);
 }
 
-void Job::inference() {
-  const auto start = Clock::now();
-  std::vector<Request> requests;
-  std::vector<size_t> open = make_requests(requests);
-  resume(requests, open);
-  report_.tokenize_seconds = seconds_since(start);
-  // Longest first: the last requests to run are short, so slots stay busy to the end.
-  std::stable_sort(open.begin(), open.end(),
-                   [&](size_t a, size_t b) { return requests[a].prompt.size() > requests[b].prompt.size(); });
-  const auto total = static_cast<int64_t>(open.size());
-  Progress progress(total, !options_.quiet && !options_.no_progress);
-  for (const size_t i : open) scheduler_->submit(static_cast<int64_t>(i), std::move(requests[i]));
-  while (!scheduler_->idle()) {
-    scheduler_->step(cancel_);
-    progress.update(report_.requests_done, scheduler_->stats().generated_tokens);
-    if (journal_) journal_->sync_if_due();
-  }
-  report_.inference_seconds = seconds_since(start);
-  report_.scheduler = scheduler_->stats();
-}
-
 void Job::finish() {
-  report_.device = concat(model_->info().device);
+  for (const Replica& replica : replicas_)
+    report_.device += concat(report_.device.empty() ? "" : ",", replica.model->info().device);
   report_.precision = name_of(model_->info().precision);
   report_.kv = name_of(options_.kv_dtype.value_or(model_->default_kv_dtype()));
-  scheduler_.reset();
+  replicas_.clear();
   model_.reset();
 }
 
@@ -325,8 +219,6 @@ std::string Job::kept_note() const {
   if (journal_->empty()) return "no request was completed";
   return concat("completed requests are kept in ", journal_->path(), "; the same command resumes");
 }
-
-}  // namespace
 
 int run_getp(const Options& options, const CancelToken& cancel) {
   Job job(options, cancel);

@@ -7,6 +7,9 @@
 
 namespace trivium::getp {
 
+int auto_batch(Device device) { return is_gpu(device.kind) ? 256 : 32; }
+int64_t default_step_tokens(Device device) { return is_gpu(device.kind) ? 2048 : 256; }
+
 int64_t free_memory(Device device) { return device_properties(device).free_bytes; }
 
 std::string format_bytes(int64_t bytes) {
@@ -21,17 +24,23 @@ std::string format_bytes(int64_t bytes) {
 
 MemoryPlan plan_memory(const Model& model, const MemoryRequest& request) {
   MemoryPlan plan;
-  plan.free_bytes = free_memory(model.info().device);
+  const Device device = model.info().device;
+  plan.free_bytes = free_memory(device) - request.reserved_bytes;
+  if (plan.free_bytes <= 0)
+    throw OutOfMemory(concat(format_bytes(request.reserved_bytes), " of weights do not fit: ", device,
+                             " has ", format_bytes(free_memory(device)), " free"));
   const int64_t budget = request.budget_bytes > 0 ? request.budget_bytes : plan.free_bytes / 10 * 8;
-  plan.states = {.num_slots = request.batch_size,
-                 .max_length = request.max_length,
-                 .max_step_tokens = request.max_step_tokens,
-                 .kv_dtype = request.kv_dtype,
-                 .budget_bytes = 0};
+  plan.states = {
+      .num_slots = request.batch_size,
+      .max_length = request.max_length,
+      .max_step_tokens = request.max_step_tokens > 0 ? request.max_step_tokens : default_step_tokens(device),
+      .kv_dtype = request.kv_dtype,
+      .budget_bytes = 0};
   if (request.batch_size == 0) {
-    plan.states.num_slots = kAutoBatch;
+    plan.states.num_slots = auto_batch(device);
     if (request.max_requests > 0)
-      plan.states.num_slots = static_cast<int>(std::min<int64_t>(kAutoBatch, request.max_requests));
+      plan.states.num_slots =
+          static_cast<int>(std::min<int64_t>(plan.states.num_slots, request.max_requests));
   }
   plan.wanted_bytes = model.state_bytes(plan.states);
   plan.planned_bytes = plan.wanted_bytes;
@@ -42,7 +51,7 @@ MemoryPlan plan_memory(const Model& model, const MemoryRequest& request) {
   if (least > budget)
     throw OutOfMemory(concat("one sequence of ", request.max_length, " positions needs ", format_bytes(least),
                              " of cache beside ", format_bytes(model.info().weight_bytes), " of weights; ",
-                             model.info().device, " has ", format_bytes(plan.free_bytes), " free of which ",
+                             device, " has ", format_bytes(plan.free_bytes), " free of which ",
                              format_bytes(budget), " may be used: lower --steps or --max-tokens"));
   // Fewer slots when the batch size is ours to choose; else the slots share what there is.
   if (request.batch_size == 0) {

@@ -8,12 +8,13 @@
 namespace trivium::getp {
 
 struct MemoryRequest {
-  int batch_size = 0;             // 0: automatic
-  int64_t max_requests = 0;       // an automatic batch is not larger than this; 0: no such limit
-  int64_t max_length = 0;         // longest sequence, prompt + generated
-  int64_t max_step_tokens = 256;  // prompt tokens in a step
+  int batch_size = 0;           // 0: automatic
+  int64_t max_requests = 0;     // an automatic batch is not larger than this; 0: no such limit
+  int64_t max_length = 0;       // longest sequence, prompt + generated
+  int64_t max_step_tokens = 0;  // prompt tokens in a step; 0: default_step_tokens()
   Dtype kv_dtype = Dtype::f32;
-  int64_t budget_bytes = 0;  // 0: 80 % of what is free
+  int64_t budget_bytes = 0;    // 0: 80 % of what is free
+  int64_t reserved_bytes = 0;  // of what is free, but spoken for: weights that are not there yet
 };
 
 struct MemoryPlan {
@@ -24,7 +25,9 @@ struct MemoryPlan {
   int64_t free_bytes = 0;
 };
 
-inline constexpr int kAutoBatch = 32;
+// Most sequences an automatic batch has: a GPU reads its weights once for all of them.
+int auto_batch(Device device);
+int64_t default_step_tokens(Device device);
 
 int64_t free_memory(Device device);
 

@@ -26,6 +26,7 @@ struct Options {
   std::string date;       // of harmony's system message; empty: today
 
   std::string device = "auto";
+  std::vector<int> devices;  // getp: one replica on each of these of the device's kind; empty: `device` alone
   Precision precision = Precision::automatic;
   std::optional<Dtype> kv_dtype;  // unset: follows the precision
   int64_t odd_window = 0;         // LoadOptions::odd_window
@@ -40,7 +41,7 @@ struct Options {
   std::vector<std::string> stop;
 
   int batch_size = 0;             // 0: automatic
-  int64_t step_tokens = 256;      // prompt tokens in one step
+  int64_t step_tokens = 0;        // prompt tokens in one step; 0: as the device likes
   int64_t limit = 0;              // getp: only the first prompts; 0: all
   int64_t shard = 0, shards = 0;  // getp: requests k with k mod shards = shard; shards 0: not sharded
   bool restart = false;           // getp: drop an existing journal

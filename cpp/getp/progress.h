@@ -1,8 +1,9 @@
-// How far a batch job is: one rewritten line on a terminal, else a line every 10 s. To stderr.
+// How far a batch job or a load is: one rewritten line on a terminal, else a line every 10 s. To stderr.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <string>
 
 namespace trivium::getp {
 
@@ -17,6 +18,23 @@ class Progress {
  private:
   using Clock = std::chrono::steady_clock;
   int64_t requests_;
+  bool enabled_, terminal_;
+  bool shown_ = false;
+  Clock::time_point start_, last_;
+};
+
+// How far loading is, in bytes; silent when it takes less than two seconds.
+class LoadProgress {
+ public:
+  LoadProgress(std::string what, bool enabled);
+  ~LoadProgress();
+  LoadProgress(const LoadProgress&) = delete;
+  LoadProgress& operator=(const LoadProgress&) = delete;
+  void update(int64_t done_bytes, int64_t total_bytes);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  std::string what_;
   bool enabled_, terminal_;
   bool shown_ = false;
   Clock::time_point start_, last_;

@@ -74,7 +74,10 @@ int64_t position_limit(const Model& model, const Request& request) {
 }
 
 Scheduler::Scheduler(std::shared_ptr<Model> model, StateOptions options, SchedulerEvents events)
-    : model_(std::move(model)), options_(options), events_(std::move(events)) {
+    : model_(std::move(model)),
+      options_(options),
+      sampler_(model_->info().device, std::max(options.num_slots, 1)),
+      events_(std::move(events)) {
   TRIVIUM_CHECK(options.num_slots >= 1, "scheduler: ", options.num_slots, " slots, expected at least 1");
   TRIVIUM_CHECK(options.max_step_tokens >= 1, "scheduler: max_step_tokens is ", options.max_step_tokens,
                 ", expected at least 1");
@@ -249,6 +252,18 @@ void Scheduler::build_batch() {
   }
 }
 
+SchedulerStats& SchedulerStats::operator+=(const SchedulerStats& o) {
+  steps += o.steps;
+  prompt_tokens += o.prompt_tokens;
+  generated_tokens += o.generated_tokens;
+  processed_tokens += o.processed_tokens;
+  reused_tokens += o.reused_tokens;
+  preemptions += o.preemptions;
+  forward_seconds += o.forward_seconds;
+  sample_seconds += o.sample_seconds;
+  return *this;
+}
+
 Tensor Scheduler::forward(const CancelToken* cancel) {
   const auto start = Clock::now();
   try {
@@ -277,8 +292,8 @@ void Scheduler::consume(const Tensor& logits) {
     owners.push_back(&s);
     rows.push_back({.params = s.request.sampling, .step = static_cast<uint64_t>(s.generated())});
   }
-  std::vector<int32_t> tokens(rows.size());
-  if (!rows.empty()) ops::sample(logits, rows, tokens);
+  std::span<const int32_t> tokens;
+  if (!rows.empty()) tokens = sampler_.sample(logits, rows);
   stats_.sample_seconds += seconds_since(start);
   for (size_t i = 0; i < owners.size(); ++i) accept(*owners[i], tokens[i]);
 }

@@ -15,6 +15,7 @@
 #include "getp/request.h"
 #include "getp/stop_text.h"
 #include "models/model.h"
+#include "ops/sampling.h"
 
 namespace trivium::getp {
 
@@ -32,6 +33,8 @@ struct SchedulerStats {
   int64_t preemptions = 0;
   double forward_seconds = 0;
   double sample_seconds = 0;
+
+  SchedulerStats& operator+=(const SchedulerStats& other);
 };
 
 class Scheduler {
@@ -52,6 +55,7 @@ class Scheduler {
   SequenceStates& states() { return *states_; }
   const StateOptions& options() const { return options_; }  // as given
   const SchedulerStats& stats() const { return stats_; }
+  int64_t pending() const { return static_cast<int64_t>(waiting_.size() + running_.size()); }
   int64_t running() const { return static_cast<int64_t>(running_.size()); }
 
  private:
@@ -95,6 +99,7 @@ class Scheduler {
   std::shared_ptr<Model> model_;
   StateOptions options_;
   std::unique_ptr<SequenceStates> states_;
+  ops::Sampler sampler_;
   SchedulerEvents events_;
   SchedulerStats stats_;
   std::deque<SequencePtr> waiting_;

@@ -153,7 +153,7 @@ StateOptions Engine::Impl::state_options(int64_t length, int64_t requests, bool 
 
 bool Engine::Impl::fits(const Request& request) const {
   if (!scheduler) return false;
-  const int64_t limit = options.batch_size > 0 ? options.batch_size : kAutoBatch;
+  const int64_t limit = options.batch_size > 0 ? options.batch_size : auto_batch(model->info().device);
   const auto wanted = std::min(limit, static_cast<int64_t>(deferred.size()));
   if (scheduler->idle() && scheduler->options().num_slots < wanted) return false;
   if (request.keep_state && scheduler->options().num_slots < 2 && scheduler->idle()) return false;
@@ -212,8 +212,8 @@ Engine::Engine(std::shared_ptr<Model> model, EngineOptions options) : impl_(std:
   TRIVIUM_CHECK(model != nullptr, "engine: no model");
   TRIVIUM_CHECK(options.batch_size >= 0, "batch_size is ", options.batch_size,
                 ", expected 0 (automatic) or more");
-  TRIVIUM_CHECK(options.max_step_tokens >= 1, "max_step_tokens is ", options.max_step_tokens,
-                ", expected 1 or more");
+  TRIVIUM_CHECK(options.max_step_tokens >= 0, "max_step_tokens is ", options.max_step_tokens,
+                ", expected 0 (automatic) or more");
   impl_->model = std::move(model);
   impl_->options = options;
 }

@@ -30,8 +30,9 @@
 namespace trivium::getp {
 
 struct EngineOptions {
-  int batch_size = 0;             // most sequences at once; 0: up to 32, as memory allows
-  int64_t max_step_tokens = 256;  // prefill tokens in one step, beside one token of each decoding sequence
+  int batch_size = 0;  // most sequences at once; 0: auto_batch(), as memory allows
+  int64_t max_step_tokens =
+      0;  // prefill tokens in one step, beside one token of each decoding sequence; 0: auto
   std::optional<Dtype> kv_dtype;  // unset: the model's default
   int64_t budget_bytes = 0;       // memory for sequence states; 0: 80 % of what is free
 };

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "io/mmap.h"
+#include "io/nfc.h"
 #include "io/tokenizer_files.h"
 #include "io/tokenizer_split.h"
 #include "io/utf8.h"
@@ -25,7 +26,8 @@ class BpeTokenizer final : public Tokenizer {
       : ordinary_(std::move(parts.ordinary)),
         specials_(std::move(parts.specials)),
         bpe_(ordinary_, parts.merges, parts.whole_pieces, parts.name),
-        splitter_(parts.split_pattern, parts.name) {
+        splitter_(parts.split_pattern, parts.name),
+        nfc_(parts.nfc) {
     for (int32_t id = 0; id < specials_.size(); ++id) {
       if (specials_.has(id)) add_special(id, parts.name);
     }
@@ -102,6 +104,11 @@ class BpeTokenizer final : public Tokenizer {
   }
 
   void encode_ordinary(std::string_view text, std::vector<int32_t>& ids) const {
+    if (!nfc_) return encode_normalized(text, ids);
+    encode_normalized(to_nfc(text), ids);
+  }
+
+  void encode_normalized(std::string_view text, std::vector<int32_t>& ids) const {
     Bpe::Scratch scratch;
     uint32_t begin = 0;
     for (const uint32_t end : splitter_.piece_ends(text)) {
@@ -113,6 +120,7 @@ class BpeTokenizer final : public Tokenizer {
   Vocabulary ordinary_, specials_;
   Bpe bpe_;
   Splitter splitter_;
+  bool nfc_;
   std::bitset<256> special_first_;       // first bytes of special tokens
   std::vector<size_t> special_lengths_;  // falling
 };

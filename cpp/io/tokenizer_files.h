@@ -19,6 +19,7 @@ struct TokenizerParts {
   std::optional<std::vector<Merge>> merges;  // by falling priority; none: ids are ranks
   bool whole_pieces = true;                  // a piece that is a token is not cut
   std::string split_pattern;
+  bool nfc = false;  // text is brought to Normalization Form C first
 };
 
 // All throw ModelFormatError with one sentence about the first thing that is wrong.

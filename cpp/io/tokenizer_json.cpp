@@ -89,6 +89,7 @@ class Handler final : public JsonHandler {
     read_pre_tokenizer();
     fill_vocabulary();
     fill_merges();
+    parts_.nfc = part(top_, "normalizer") != nullptr;
     return std::move(parts_);
   }
 
@@ -268,7 +269,8 @@ class Handler final : public JsonHandler {
         dropout && !(dropout->is_number() && dropout->number() == 0)) {
       fail("model setting \"dropout\" is not supported");
     }
-    if (const JsonValue* normalizer = part(top_, "normalizer")) fail_type("normalizer", normalizer);
+    const JsonValue* normalizer = part(top_, "normalizer");
+    if (normalizer && text_of(normalizer->find("type")) != "NFC") fail_type("normalizer", normalizer);
     if (const JsonValue* decoder = part(top_, "decoder");
         decoder && text_of(decoder->find("type")) != "ByteLevel") {
       fail_type("decoder", decoder);

@@ -31,6 +31,7 @@ struct LoadOptions {
   Precision precision = Precision::automatic;
   std::string tokenizer_path;  // empty: the model folder's own
   bool load_tokenizer = true;
+  bool load_weights = true;                          // false: for planning memory; such a model cannot run
   io::LoadMode load_mode = io::LoadMode::automatic;  // getp --load
   // Full-attention layers see only this many last positions; 0: all. Changes results: for comparison with the
   // predecessor, whose --odd_win this is. InvalidArgument when the family has no such layers.

@@ -4,6 +4,8 @@
 
 #include "io/json.h"
 #include "io/mmap.h"
+#include "models/lut/model.h"
+#include "models/mlstm/model.h"
 #include "models/model.h"
 #include "models/moe/model.h"
 
@@ -21,7 +23,8 @@ struct Family {
 };
 
 // One line a family.
-constexpr Family kFamilies[] = {{"gpt_oss", moe::load_hugging_face}};
+constexpr Family kFamilies[] = {
+    {"gpt_oss", moe::load_hugging_face}, {"lut_transformer", lut::load_folder}, {"xlstm", xlstm::load_xlstm}};
 
 // Names of a few files of the folder, for people who wonder where the rest is.
 std::string contents(const std::string& folder) {

@@ -39,10 +39,13 @@ struct EmbeddingArgs {  // y[t, :] = table[ids[t], :]
   Dtype table_dtype;
 };
 
-struct RmsNormArgs {  // y = w * x / sqrt(mean(x^2) + eps) per row (Zhang & Sennrich 2019); float32 inside
-  const void* x;      // [rows, dim] x_dtype (f32, bf16)
-  VectorView w;       // [dim]
-  void* y;            // [rows, dim] y_dtype (f32, bf16)
+// y = w * x / sqrt(mean(x^2) + eps) per row (Zhang & Sennrich 2019); float32 inside. With `add`, x += add
+// first.
+struct RmsNormArgs {
+  void* x;                     // [rows, dim] x_dtype (f32, bf16); written only with `add`
+  const float* add = nullptr;  // [rows, dim] or null; x is f32 then
+  VectorView w;                // [dim]
+  void* y;                     // [rows, dim] y_dtype (f32, bf16)
   int64_t rows, dim;
   float eps;
   Dtype x_dtype, y_dtype;
@@ -92,6 +95,15 @@ struct RopeKvArgs {          // rotates q in place and writes rotated k, and v, 
   int64_t tokens, num_heads, num_kv_heads, head_dim;
 };
 
+// A query's keys are cut into at most kAttentionSplits runs whose bounds depend on its position alone; GPUs
+// work on them in parallel and merge them in order, so that a row's bits do not depend on the batch.
+inline constexpr int kAttentionSplits = 16;
+
+// float32 values of AttentionArgs::workspace: a maximum, a sum and head_dim values for each split.
+constexpr int64_t attention_workspace(int64_t tokens, int64_t num_heads, int64_t head_dim) {
+  return tokens * num_heads * kAttentionSplits * (head_dim + 2);
+}
+
 // Causal attention of queries at `positions` over the cached keys of their slots, with an optional sink logit
 // per head in the softmax denominator (Xiao et al. 2023, learned form of gpt-oss) and a sliding window.
 struct AttentionArgs {
@@ -105,6 +117,8 @@ struct AttentionArgs {
   int64_t window;  // keys j with 0 <= i - j < window; 0 = all j <= i
   float scale;
   Dtype out_dtype;
+  float* workspace =
+      nullptr;  // attention_workspace() floats, or null: partial results of a query's splits (GPU only)
 };
 
 struct SwigluArgs {  // a = g * sigmoid(alpha g) * (u + 1), g = min(x_2j, limit), u = clamp(x_2j+1, +-limit)
@@ -167,15 +181,16 @@ struct Mxfp4DecodeArgs {  // exact values of an MXFP4 matrix
   int64_t rows, cols;
 };
 
-struct SampleArgs {          // one token per row; see ops/sampling.h for the definition
-  const float* logits;       // [rows, vocab]
-  const float* temperature;  // [rows], host memory like the arrays below
-  const float* top_p;
-  const float* min_p;
-  const int32_t* top_k;
-  const uint64_t* seed;
-  const uint64_t* step;
-  int32_t* tokens;  // [rows]; -1 when the row holds a NaN
+struct SampleParams {  // of one row; see ops/sampling.h for the definition
+  float temperature, top_p, min_p;
+  int32_t top_k;
+  uint64_t seed, step;
+};
+
+struct SampleArgs {            // one token per row
+  const float* logits;         // [rows, vocab]
+  const SampleParams* params;  // [rows]
+  int32_t* tokens;             // [rows]; -1 when the row holds a NaN
   int64_t rows, vocab;
 };
 

@@ -25,13 +25,6 @@ Tensor iota(int64_t count, int32_t first, Device device) {
   return t.to(device);
 }
 
-// [positions, heads, dim] -> [heads, positions, dim]: one page of a paged cache.
-Tensor as_page(const Tensor& x) {
-  const int64_t order[] = {x.strides()[1], x.strides()[0], x.strides()[2]};
-  return Tensor::wrap(x.data(), {x.dim(1), x.dim(0), x.dim(2)}, x.dtype(), x.device(), x.owner(), order, true)
-      .contiguous();
-}
-
 }  // namespace
 
 RopeFrequencies rope_frequencies(int64_t head_dim, const RopeScaling& s) {
@@ -112,15 +105,19 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   Tensor out = Tensor::empty(q.shape(), Dtype::f32, q.device());
   if (q.numel() == 0) return out;
   const Device device = q.device();
-  const Tensor k_page = as_page(k), v_page = as_page(v), table = iota(1, 0, device);
+  // Pages of one position: [positions, num_kv_heads, 1, head_dim] is k as it lies.
+  const Tensor k_pages = k.contiguous(), v_pages = v.contiguous(), table = iota(k.dim(0), 0, device);
   const Tensor positions = iota(q.dim(0), static_cast<int32_t>(k.dim(0) - q.dim(0)), device);
   const Tensor slots = Tensor::zeros({q.dim(0)}, Dtype::i32, device);
+  Tensor workspace;
+  if (is_gpu(device.kind))
+    workspace = Tensor::empty({attention_workspace(q.dim(0), q.dim(1), q.dim(2))}, Dtype::f32, device);
   const AttentionArgs args{.q = q.data_as<float>(),
-                           .kv = {.k = k_page.data(),
-                                  .v = v_page.data(),
+                           .kv = {.k = k_pages.data(),
+                                  .v = v_pages.data(),
                                   .block_table = table.data_as<int32_t>(),
-                                  .blocks_per_slot = 1,
-                                  .page_size = static_cast<int32_t>(k.dim(0)),
+                                  .blocks_per_slot = static_cast<int32_t>(k.dim(0)),
+                                  .page_size = 1,
                                   .dtype = k.dtype()},
                            .slots = slots.data_as<int32_t>(),
                            .positions = positions.data_as<int32_t>(),
@@ -133,7 +130,8 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
                            .q_stride = q.dim(1) * q.dim(2),
                            .window = window,
                            .scale = scale,
-                           .out_dtype = Dtype::f32};
+                           .out_dtype = Dtype::f32,
+                           .workspace = static_cast<float*>(workspace.data())};
   call_kernel(device, &Kernels::attention, "attention", nullptr, args);
   return out;
 }

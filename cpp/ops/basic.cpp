@@ -54,10 +54,14 @@ Tensor embedding(const Tensor& ids, const Tensor& table) {
   return y;
 }
 
-void rms_norm(Stream* stream, const Tensor& x, const Tensor& w, float eps, Tensor& y) {
+namespace {
+
+void call_rms_norm(Stream* stream, const Tensor& x, const float* add, const Tensor& w, float eps, Tensor& y,
+                   const char* what_w) {
   const int64_t dim = x.dim(-1);
   const RmsNormArgs args{.x = x.data(),
-                         .w = vector_view(w, dim, x.device(), "rms_norm: w"),
+                         .add = add,
+                         .w = vector_view(w, dim, x.device(), what_w),
                          .y = y.data(),
                          .rows = dim ? x.numel() / dim : 0,
                          .dim = dim,
@@ -65,6 +69,29 @@ void rms_norm(Stream* stream, const Tensor& x, const Tensor& w, float eps, Tenso
                          .x_dtype = x.dtype(),
                          .y_dtype = y.dtype()};
   call_kernel(x.device(), &Kernels::rms_norm, "rms_norm", handle(stream), args);
+}
+
+}  // namespace
+
+void rms_norm(Stream* stream, const Tensor& x, const Tensor& w, float eps, Tensor& y) {
+  call_rms_norm(stream, x, nullptr, w, eps, y, "rms_norm: w");
+}
+
+void add_rms_norm(Stream* stream, Tensor& x, const Tensor& add, const Tensor& w, float eps, Tensor& y) {
+  TRIVIUM_CHECK(x.rank() >= 1 && x.dtype() == Dtype::f32 && x.is_contiguous() && !x.read_only(),
+                "add_rms_norm: x is ", x.shape(), " ", x.dtype(),
+                ", expected contiguous float32 [..., dim] to write");
+  TRIVIUM_CHECK(add.shape() == x.shape() && add.dtype() == Dtype::f32 && add.is_contiguous(),
+                "add_rms_norm: add is ", add.shape(), " ", add.dtype(), ", expected contiguous float32 ",
+                x.shape());
+  TRIVIUM_CHECK(
+      y.shape() == x.shape() && (y.dtype() == Dtype::f32 || y.dtype() == Dtype::bf16) && y.is_contiguous(),
+      "add_rms_norm: y is ", y.shape(), " ", y.dtype(), ", expected contiguous float32 or bfloat16 ",
+      x.shape());
+  check_same_device(x.device(), add.device(), "add_rms_norm");
+  check_same_device(x.device(), y.device(), "add_rms_norm");
+  TRIVIUM_CHECK(eps >= 0, "add_rms_norm: eps is ", eps, ", expected >= 0");
+  call_rms_norm(stream, x, add.data_as<float>(), w, eps, y, "add_rms_norm: w");
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& w, float eps) {

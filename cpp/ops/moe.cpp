@@ -1,9 +1,8 @@
-// Routing, the experts of a mixture layer, and sampling.
+// Routing and the experts of a mixture layer.
 #include <vector>
 
 #include "core/registry.h"
 #include "ops/ops.h"
-#include "ops/sampling.h"
 
 namespace trivium::ops {
 
@@ -110,41 +109,6 @@ Tensor moe_experts(const Tensor& x, const Routing& routing, const Experts& e) {
                                top_k};
   call_kernel(device, &Kernels::moe_combine, "moe_combine", nullptr, combine);
   return out;
-}
-
-void sample(const Tensor& logits, std::span<const SampleRow> rows, std::span<int32_t> tokens) {
-  TRIVIUM_CHECK(logits.data() && logits.rank() == 2 && logits.dtype() == Dtype::f32 &&
-                    logits.is_contiguous() && logits.dim(1) > 0,
-                "sample: logits are ", logits.shape(), " ", logits.dtype(),
-                ", expected contiguous float32 [rows, vocab]");
-  const auto count = static_cast<size_t>(logits.dim(0));
-  TRIVIUM_CHECK(rows.size() == count && tokens.size() == count, "sample: ", count, " rows of logits, ",
-                rows.size(), " of parameters and ", tokens.size(), " tokens");
-  std::vector<float> temperature, top_p, min_p;
-  std::vector<int32_t> top_k;
-  std::vector<uint64_t> seed, step;
-  for (const SampleRow& row : rows) {
-    TRIVIUM_CHECK(row.params.temperature >= 0, "sample: temperature is ", row.params.temperature,
-                  ", expected >= 0");
-    TRIVIUM_CHECK(!(row.params.min_p > 1), "sample: min_p is ", row.params.min_p, ", expected 0 to 1");
-    temperature.push_back(row.params.temperature);
-    top_p.push_back(row.params.top_p);
-    min_p.push_back(row.params.min_p);
-    top_k.push_back(row.params.top_k);
-    seed.push_back(row.params.seed);
-    step.push_back(row.step);
-  }
-  const SampleArgs args{.logits = logits.data_as<float>(),
-                        .temperature = temperature.data(),
-                        .top_p = top_p.data(),
-                        .min_p = min_p.data(),
-                        .top_k = top_k.data(),
-                        .seed = seed.data(),
-                        .step = step.data(),
-                        .tokens = tokens.data(),
-                        .rows = logits.dim(0),
-                        .vocab = logits.dim(1)};
-  call_kernel(logits.device(), &Kernels::sample, "sample", nullptr, args);
 }
 
 }  // namespace trivium::ops

@@ -24,6 +24,9 @@ void embedding(Stream* stream, const Tensor& ids, const Tensor& table, Tensor& y
 // [dim]. The result has x's dtype, or y's.
 Tensor rms_norm(const Tensor& x, const Tensor& w, float eps);
 void rms_norm(Stream* stream, const Tensor& x, const Tensor& w, float eps, Tensor& y);
+// x += add, then y = rms_norm(x, w, eps): a residual sum and the norm behind it in one pass. x and add f32
+// [..., dim], y f32 or bf16.
+void add_rms_norm(Stream* stream, Tensor& x, const Tensor& add, const Tensor& w, float eps, Tensor& y);
 
 // x w^T + bias in float32 accumulation: x [m, k] f32 or bf16 (bf16: the weights enter as bf16 too), w [n, k]
 // dense or MXFP4, bias [n] or undefined -> f32 [m, n]. A row's bits do not depend on m.

@@ -18,13 +18,21 @@ bool is_numpy_bfloat16(const py::handle& value) {
 
 Tensor from_dlpack_producer(const py::handle& value) {
   const py::object method = value.attr("__dlpack__");
+  dlpack::DeviceId id{dlpack::kCpu, 0};
+  if (py::hasattr(value, "__dlpack_device__")) {
+    const auto [type, index] = value.attr("__dlpack_device__")().cast<std::pair<int32_t, int32_t>>();
+    id = {type, index};
+  }
+  const py::object stream = dlpack::import_stream(id);
   py::object capsule;
   try {
-    capsule = method(py::arg("max_version") = py::make_tuple(dlpack::kMajor, dlpack::kMinor));
+    capsule = method(py::arg("stream") = stream,
+                     py::arg("max_version") = py::make_tuple(dlpack::kMajor, dlpack::kMinor));
   } catch (const py::error_already_set& e) {
     if (!e.matches(PyExc_TypeError)) throw;
-    capsule = method();  // producers from before DLPack 1.0 know no max_version
+    capsule = method(py::arg("stream") = stream);  // producers from before DLPack 1.0 know no max_version
   }
+  dlpack::finish_import(id);
   return dlpack::from_capsule(capsule);
 }
 

@@ -18,11 +18,17 @@ void register_tensor(py::module_& m);
 void register_tokenizer(py::module_& m);
 void register_engine(py::module_& m);
 void register_ops(py::module_& m);
+void register_lut(py::module_& m);
+void register_safetensors(py::module_& m);
+void register_mlstm(py::module_& m);
 void register_system(py::module_& m);
 
 inline constexpr std::array kAllDtypes = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::f64,
                                           Dtype::i64, Dtype::i32,  Dtype::i16, Dtype::i8,
                                           Dtype::u8,  Dtype::u16,  Dtype::u32, Dtype::boolean};
+
+inline constexpr std::array kAllKinds = {DeviceKind::cpu,   DeviceKind::cuda,  DeviceKind::hip,
+                                         DeviceKind::emu32, DeviceKind::emu64, DeviceKind::test};
 
 // False once the interpreter is shutting down: then Python objects are left alone.
 bool interpreter_alive();
@@ -44,6 +50,15 @@ struct ArrayLike {
   Tensor tensor;
 };
 
+// Keyword `device` of the ops: arguments that lie elsewhere are copied there; None leaves them where they
+// are.
+struct OnDevice {
+  std::optional<Device> device;
+  Tensor operator()(const Tensor& t) const { return device ? t.to(*device) : t; }
+  Tensor operator()(const ArrayLike& a) const { return (*this)(a.tensor); }
+  Tensor operator()(const std::optional<ArrayLike>& a) const { return a ? (*this)(a->tensor) : Tensor(); }
+};
+
 }  // namespace trivium::python
 
 namespace pybind11::detail {
@@ -55,6 +70,17 @@ struct type_caster<trivium::python::ArrayLike> {
     if (source.is_none()) return false;
     value.tensor = trivium::python::tensor_from_python(source);
     if (!value.tensor.is_contiguous()) value.tensor = trivium::python::deep_copy(value.tensor);
+    return true;
+  }
+};
+
+template <>
+struct type_caster<trivium::python::OnDevice> {
+  PYBIND11_TYPE_CASTER(trivium::python::OnDevice, const_name("str | None"));
+  bool load(handle source, bool) {
+    if (source.is_none()) return true;
+    if (!isinstance<str>(source)) return false;
+    value.device = trivium::parse_device(source.cast<std::string>());
     return true;
   }
 };

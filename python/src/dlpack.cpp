@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "bindings.h"
+#include "core/registry.h"
 
 namespace trivium::python::dlpack {
 namespace {
@@ -50,6 +51,8 @@ Dtype dtype_from(DataType type) {
 Device device_from(DeviceId id) {
   switch (id.type) {
     case kCpu:
+    case kCudaHost:  // pinned host memory
+    case kRocmHost:
       return {DeviceKind::cpu, 0};
     case kCuda:
       return {DeviceKind::cuda, id.index};
@@ -138,6 +141,44 @@ DeviceId device_of(const Tensor& tensor) {
     default:
       return {kCpu, 0};
   }
+}
+
+void make_consumer_wait(const Tensor& tensor, const py::object& stream) {
+  const DeviceId id = device_of(tensor);
+  if (id.type == kCpu) {
+    TRIVIUM_CHECK(stream.is_none(), "__dlpack__: stream must be None for a tensor on ", tensor.device());
+    return;
+  }
+  const bool rocm = id.type == kRocm;
+  TRIVIUM_CHECK(stream.is_none() || py::isinstance<py::int_>(stream), "__dlpack__: stream is a ",
+                Py_TYPE(stream.ptr())->tp_name, ", expected None or an int");
+  const int64_t number = stream.is_none() ? (rocm ? 0 : 1) : stream.cast<int64_t>();
+  if (number == -1) return;
+  TRIVIUM_CHECK(number > 2 || (rocm ? number == 0 : number == 1 || number == 2), "__dlpack__: stream ",
+                number, " does not exist on ", tensor.device(), "; expected -1, ", rocm ? "0" : "1, 2",
+                " or a pointer");
+  const Runtime& r = runtime(tensor.device());
+  if (!r.foreign_wait) throw NotImplemented(concat("DLPack streams on ", tensor.device()));
+  const Status status = r.foreign_wait(default_stream(tensor.device()), reinterpret_cast<void*>(number));
+  if (status != Status::ok) throw_status(tensor.device().kind, status);
+}
+
+py::object import_stream(DeviceId id) {
+  const Device device = device_from(id);
+  if (device.kind == DeviceKind::cpu) return py::none();
+  const Runtime& r = runtime(device);
+  if (!r.stream_native) throw NotImplemented(concat("DLPack streams on ", device));
+  void* native = nullptr;
+  if (const Status s = r.stream_native(default_stream(device), &native); s != Status::ok)
+    throw_status(device.kind, s);
+  return py::int_(reinterpret_cast<uintptr_t>(native));
+}
+
+void finish_import(DeviceId id) {
+  const Device device = device_from(id);
+  if (device.kind == DeviceKind::cpu) return;
+  const py::gil_scoped_release release;
+  synchronize(device, default_stream(device));
 }
 
 py::capsule to_capsule(const Tensor& tensor, bool versioned, bool copied) {

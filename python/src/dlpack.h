@@ -13,7 +13,7 @@ namespace trivium::python::dlpack {
 inline constexpr uint32_t kMajor = 1, kMinor = 1;
 inline constexpr uint64_t kReadOnly = 1, kIsCopied = 2;  // bits of ManagedVersioned::flags
 
-enum DeviceType : int32_t { kCpu = 1, kCuda = 2, kRocm = 10 };
+enum DeviceType : int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3, kRocm = 10, kRocmHost = 11 };
 enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };
 
 struct DataType {
@@ -55,7 +55,18 @@ struct ManagedVersioned {
   TensorView tensor;
 };
 
+// Where DLPack has the tensor: emulated devices are host memory.
 DeviceId device_of(const Tensor& tensor);
+
+// __dlpack__(stream=...): later work on the consumer's stream waits for the tensor. A stream is a number of
+// the array API standard: on CUDA 1 (default), 2 (per thread) or a pointer, on ROCm 0 or a pointer, -1 for no
+// waiting; None is the default stream, and on the host the only choice. InvalidArgument otherwise.
+void make_consumer_wait(const Tensor& tensor, const pybind11::object& stream);
+
+// What a producer on `id` is to call its stream argument: ours, or None for host memory. Once the producer
+// has answered, finish_import() blocks until its work is done. DeviceError when we have no such device.
+pybind11::object import_stream(DeviceId id);
+void finish_import(DeviceId id);
 
 // A capsule that shares the tensor's storage. BufferError: a read-only tensor in the unversioned form.
 pybind11::capsule to_capsule(const Tensor& tensor, bool versioned, bool copied);

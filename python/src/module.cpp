@@ -9,5 +9,8 @@ PYBIND11_MODULE(_core, m) {
   trivium::python::register_tokenizer(m);
   trivium::python::register_engine(m);
   trivium::python::register_ops(m);
+  trivium::python::register_lut(m);
+  trivium::python::register_safetensors(m);
+  trivium::python::register_mlstm(m);
   trivium::python::register_system(m);
 }

@@ -22,18 +22,32 @@ py::list backends() {
     row["file"] = r.file;
     row["reason"] = r.reason;
     py::list devices;
-    for (const DeviceProperties& d : r.devices)
-      devices.append(py::str(std::string(d.name) + " (" + d.arch + ")"));
+    for (size_t i = 0; i < r.devices.size(); ++i) {
+      const DeviceProperties& d = r.devices[i];
+      devices.append(
+          py::str(r.refusals[i].empty() ? std::string(d.name) + " (" + d.arch + ")" : r.refusals[i]));
+    }
     row["devices"] = devices;
     out.append(row);
   }
   return out;
 }
 
+// The devices that a tensor or a model can be put on.
+std::vector<std::string> devices() {
+  std::vector<std::string> names;
+  for (const BackendReport& r : backend_report())
+    for (size_t i = 0; i < r.devices.size(); ++i)
+      if (r.refusals[i].empty()) names.push_back(r.name == "cpu" ? r.name : concat(r.name, ":", i));
+  return names;
+}
+
 }  // namespace
 
 void register_system(py::module_& m) {
   m.def("backends", backends, "Each backend: name, loaded, file, reason it is not loaded, devices.");
+  m.def("devices", devices, py::call_guard<py::gil_scoped_release>(),
+        "What can be named as `device`: [\"cpu\", \"cuda:0\", ...].");
   m.def(
       "build_id", [] { return build_id(); }, "Version and commit of the native library.");
   m.def("cpu_level", cpu_level,

@@ -3,6 +3,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bindings.h"
 #include "dlpack.h"
 
@@ -19,7 +21,8 @@ bool is_device_text(const py::handle& value) {
   if (!py::isinstance<py::str>(value)) return false;
   const auto text = value.cast<std::string>();
   const std::string kind = text.substr(0, text.find(':'));
-  return kind == "auto" || kind == "cpu" || kind == "cuda" || kind == "hip";
+  return kind == "auto" || std::any_of(kAllKinds.begin(), kAllKinds.end(),
+                                       [&](DeviceKind known) { return kind == name_of(known); });
 }
 
 Tensor to_device(const Tensor& tensor, const std::string& device) {
@@ -86,7 +89,6 @@ py::object dlpack_protocol(const py::object& self, const py::object& stream,
                            std::optional<std::pair<int, int>> max_version,
                            std::optional<std::pair<int, int>> dl_device, std::optional<bool> copy) {
   const auto& tensor = self.cast<const Tensor&>();
-  TRIVIUM_CHECK(stream.is_none(), "__dlpack__: stream must be None for a tensor on ", tensor.device());
   const bool versioned = max_version && max_version->first >= 1;
   const dlpack::DeviceId here = dlpack::device_of(tensor);
   const bool moves = dl_device && *dl_device != std::pair<int, int>(here.type, here.index);
@@ -94,6 +96,7 @@ py::object dlpack_protocol(const py::object& self, const py::object& stream,
     throw py::buffer_error(concat("__dlpack__: cannot export a tensor on ", tensor.device(),
                                   " to DLPack device (", dl_device->first, ", ", dl_device->second, ")",
                                   copy == false ? " without a copy" : ""));
+  dlpack::make_consumer_wait(tensor, stream);
   if (moves) return dlpack::to_capsule(to_device(tensor, "cpu"), versioned, true);
   if (copy == true) return dlpack::to_capsule(deep_copy(tensor), versioned, true);
   return dlpack::to_capsule(tensor, versioned, false);

@@ -8,7 +8,7 @@
 
 from pathlib import Path
 
-from . import _core, ops
+from . import _core, lut, mlstm, ops
 from ._core import (
     Cancelled,
     DeviceError,
@@ -23,6 +23,7 @@ from ._core import (
     backends,
     build_id,
     cpu_level,
+    devices,
     from_dlpack,
     num_threads,
     set_num_threads,
@@ -54,14 +55,20 @@ __all__ = [
     "build_id",
     "cpu_level",
     "demo_model",
+    "devices",
     "from_dlpack",
     "load",
+    "lut",
+    "mlstm",
     "num_threads",
     "ops",
     "set_num_threads",
 ]
 
 
-def demo_model() -> Path:
-    """Folder of the small gpt-oss-layout model that ships with the package."""
-    return Path(_core.__file__).parent / "demo"
+def demo_model(family: str = "moe") -> Path:
+    """Folder of a small model that ships with the package: "moe" (gpt-oss layout), "lut" or "xlstm"."""
+    folders = {"moe": "demo", "lut": "demo_lut", "xlstm": "demo_xlstm"}
+    if family not in folders:
+        raise InvalidArgument(f'demo_model: family is "{family}", expected {", ".join(folders)}')
+    return Path(_core.__file__).parent / folders[family]

@@ -5,6 +5,7 @@ Native core of the trivium package; use it through `import trivium`.
 from __future__ import annotations
 
 import collections.abc
+import os
 import typing
 
 import numpy
@@ -18,6 +19,11 @@ __all__: list[str] = [
     "HarmonyMessage",
     "InvalidArgument",
     "IoError",
+    "LutCache",
+    "LutGradients",
+    "LutLayer",
+    "LutSaved",
+    "MlstmOptions",
     "ModelFormatError",
     "OutOfMemory",
     "Request",
@@ -30,10 +36,19 @@ __all__: list[str] = [
     "backends",
     "build_id",
     "cpu_level",
+    "devices",
     "embedding",
     "from_dlpack",
     "linear",
     "load",
+    "load_safetensors",
+    "mlstm_chunkwise_bw",
+    "mlstm_chunkwise_fw",
+    "mlstm_parallel_bw_dQKV",
+    "mlstm_parallel_fw_H",
+    "mlstm_recurrent",
+    "mlstm_recurrent_bw_dC",
+    "mlstm_recurrent_fw_C",
     "moe_experts",
     "moe_route",
     "mxfp4_decode",
@@ -42,6 +57,7 @@ __all__: list[str] = [
     "rope",
     "rope_frequencies",
     "sample",
+    "save_safetensors",
     "set_num_threads",
     "swiglu",
 ]
@@ -262,6 +278,203 @@ class Engine:
         None when the folder has none.
         """
 
+class LutSaved:
+    """
+    What a backward needs of its forward.
+    """
+    def __init__(
+        self,
+        index: typing.Any,
+        min_delta: typing.Any,
+        min_index: typing.Any,
+        pe_index: typing.Any,
+        pe_min_delta: typing.Any,
+        pe_min_index: typing.Any,
+        batch: typing.SupportsInt | typing.SupportsIndex,
+        length: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        x: typing.Any | None = None,
+        pe: typing.Any | None = None,
+    ) -> None:
+        """
+        Of the tensors of an earlier one; product modes need x and pe alone.
+        """
+    @property
+    def index(self) -> Tensor:
+        """
+        int32 [batch, (length,) tables]
+        """
+    @property
+    def min_delta(self) -> Tensor:
+        """
+        float32, like index; empty after an evaluation
+        """
+    @property
+    def min_index(self) -> Tensor:
+        """
+        int32, like index; -1: no usable pair
+        """
+    @property
+    def pe_index(self) -> Tensor:
+        """
+        int32 [length - 1, tables]
+        """
+    @property
+    def pe_min_delta(self) -> Tensor:
+        """
+        float32, like pe_index
+        """
+    @property
+    def pe_min_index(self) -> Tensor:
+        """
+        int32, like pe_index
+        """
+
+class LutGradients:
+    """
+    Results of LutLayer.backward; what was not asked for is empty.
+    """
+    @property
+    def gpe(self) -> Tensor:
+        """
+        float32, like pe
+        """
+    @property
+    def gw(self) -> Tensor:
+        """
+        float32, like the weights, or the listed rows' weights
+        """
+    @property
+    def gx(self) -> Tensor:
+        """
+        float32, like x
+        """
+    @property
+    def rows(self) -> Tensor:
+        """
+        int64 [rows]: table * cells + cell, ascending
+        """
+
+class LutCache:
+    """
+    Indices of the last positions of several sequences.
+    """
+    @property
+    def index(self) -> Tensor:
+        """
+        int32 [slots, ring, tables]
+        """
+
+class LutLayer:
+    """
+    The structure of a LUT layer; weights belong to the caller. See trivium.lut.
+    """
+    def __init__(
+        self,
+        inputs: typing.SupportsInt | typing.SupportsIndex,
+        outputs: typing.SupportsInt | typing.SupportsIndex,
+        anchors: typing.Any,
+        *,
+        mode: str = "rows",
+        sequence_length: typing.SupportsInt | typing.SupportsIndex = 1,
+        positional_dim: typing.SupportsInt | typing.SupportsIndex = 0,
+        unified_pe: bool = False,
+        cmp_eps: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        learning_rate: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        int_rescaler: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        group_size: typing.SupportsInt | typing.SupportsIndex = 32,
+        pointers: typing.Any | None = None,
+        targets: typing.Any | None = None,
+        rates: typing.Any | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """
+        anchors int32 [tables, pairs, 2] (negative: unused pair). mode: rows, sequence, product or sliced. pointers int64 and targets int32 make it sparse. int_rescaler > 0: fixed point.
+        """
+    def backward(
+        self,
+        weights: typing.Any,
+        gy: typing.Any,
+        saved: LutSaved,
+        *,
+        policy: str = "dense",
+        normalized: bool = False,
+        eta: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        need_x: bool = True,
+        gw: typing.Any | None = None,
+        staged: bool = False,
+    ) -> LutGradients:
+        """
+        Gradients for gy, shaped like y. policy: none, dense, rows, or internal (weights -= eta * gradient, after the input gradient was taken). gw: where to write a dense gradient.
+        """
+    def decode(
+        self,
+        weights: typing.Any,
+        x: typing.Any,
+        pe: typing.Any | None,
+        slots: typing.Any,
+        positions: typing.Any,
+        cache: LutCache,
+    ) -> Tensor:
+        """
+        Outputs of new positions x [rows, inputs]: row r is positions[r] of slots[r] (int32) and attends to the sequence_length - 1 positions before it.
+        """
+    def fill_outputs(self, weights: typing.Any, index: typing.Any) -> Tensor:
+        """
+        Outputs for given indices int32 [batch, tables].
+        """
+    def forward(
+        self,
+        weights: typing.Any,
+        x: typing.Any,
+        pe: typing.Any | None = None,
+        *,
+        training: bool = True,
+        staged: bool = False,
+    ) -> tuple[Tensor, LutSaved]:
+        """
+        (y, saved) of x float32 [batch, (length,) inputs].
+        """
+    def make_cache(
+        self,
+        slots: typing.SupportsInt | typing.SupportsIndex,
+        max_step_rows: typing.SupportsInt | typing.SupportsIndex = 1,
+    ) -> LutCache:
+        """
+        A cache for decode().
+        """
+    @property
+    def cells(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def pe_shape(self) -> tuple:
+        """
+        [sequence_length - 1, tables, positional_dim], unified without tables
+        """
+    @property
+    def weight_shape(self) -> tuple:
+        """
+        [tables, cells, outputs], sparse [synapses]
+        """
+
+class MlstmOptions:
+    """
+    Settings the mLSTM functions share.
+    """
+    def __init__(
+        self,
+        *,
+        qk_scale: typing.SupportsFloat | typing.SupportsIndex | None = None,
+        chunk_size: typing.SupportsInt | typing.SupportsIndex = 64,
+        eps: typing.SupportsFloat | typing.SupportsIndex = 1e-06,
+        m_floor: typing.SupportsFloat | typing.SupportsIndex = -10.0,
+        sigmoid_input_gate: bool = False,
+        normalize: bool = True,
+        strict_chunks: bool = False,
+        check_finite: bool = False,
+    ) -> None: ...
+
 def attention(
     q: typing.Any,
     k: typing.Any,
@@ -269,6 +482,8 @@ def attention(
     sinks: typing.Any | None = None,
     window: typing.SupportsInt | typing.SupportsIndex = 0,
     scale: typing.SupportsFloat | typing.SupportsIndex | None = None,
+    *,
+    device: str | None = None,
 ) -> Tensor:
     """
     Causal attention: q [tokens, num_heads, head_dim] are the last positions of k, v [positions, num_kv_heads, head_dim]; sinks [num_heads] join the softmax denominator; window 0 sees all; scale defaults to head_dim^-1/2.
@@ -289,7 +504,12 @@ def cpu_level() -> str:
     Instruction set of the CPU kernels: "avx512-bf16", "avx2" or "scalar".
     """
 
-def embedding(ids: typing.Any, table: typing.Any) -> Tensor:
+def devices() -> list[str]:
+    """
+    What can be named as `device`: ["cpu", "cuda:0", ...].
+    """
+
+def embedding(ids: typing.Any, table: typing.Any, *, device: str | None = None) -> Tensor:
     """
     Rows `ids` int [tokens] of table [vocab, dim] -> float32 [tokens, dim].
     """
@@ -302,7 +522,12 @@ def from_dlpack(
     """
 
 def linear(
-    x: typing.Any, w: typing.Any, bias: typing.Any | None = None, *, scales: typing.Any | None = None
+    x: typing.Any,
+    w: typing.Any,
+    bias: typing.Any | None = None,
+    *,
+    scales: typing.Any | None = None,
+    device: str | None = None,
 ) -> Tensor:
     """
     x w^T + bias: x [m, k], w [n, k] -> float32 [m, n]. With scales, w holds MXFP4 blocks uint8 [n, k/32, 16].
@@ -319,6 +544,102 @@ def load(
     kv_dtype: str | None,
     on_progress: typing.Any,
 ) -> Engine: ...
+def load_safetensors(path: os.PathLike | str | bytes) -> dict[str, Tensor]:
+    """
+    The tensors of a safetensors file or folder, by name; read-only.
+    """
+
+def mlstm_chunkwise_bw(
+    matQ: typing.Any,
+    matK: typing.Any,
+    matV: typing.Any,
+    vecI: typing.Any,
+    vecF: typing.Any,
+    matC_initial: typing.Any | None,
+    vecN_initial: typing.Any | None,
+    scaM_initial: typing.Any | None,
+    matC_states: typing.Any | None,
+    vecN_states: typing.Any | None,
+    scaM_states: typing.Any | None,
+    vecN_out: typing.Any,
+    vecM_out: typing.Any,
+    vecNt: typing.Any | None,
+    matDeltaH: typing.Any,
+    matDeltaC_last: typing.Any | None,
+    vecDeltaN_last: typing.Any | None,
+    options: MlstmOptions,
+    grad_mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+def mlstm_chunkwise_fw(
+    matQ: typing.Any,
+    matK: typing.Any,
+    matV: typing.Any,
+    vecI: typing.Any,
+    vecF: typing.Any,
+    matC_initial: typing.Any | None,
+    vecN_initial: typing.Any | None,
+    scaM_initial: typing.Any | None,
+    options: MlstmOptions,
+    return_last_states: bool,
+    return_all_states: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+def mlstm_parallel_bw_dQKV(
+    matQ: typing.Any,
+    matK: typing.Any,
+    matV: typing.Any,
+    vecF: typing.Any,
+    vecI: typing.Any,
+    matC_states: typing.Any,
+    scaM_states: typing.Any,
+    matDeltaH: typing.Any,
+    vecN_out: typing.Any,
+    vecM_out: typing.Any,
+    matDeltaC_states: typing.Any,
+    options: MlstmOptions,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+def mlstm_parallel_fw_H(
+    matQ: typing.Any,
+    matK: typing.Any,
+    matV: typing.Any,
+    matC_states: typing.Any,
+    vecN_states: typing.Any,
+    scaMinter_states: typing.Any,
+    vecI: typing.Any,
+    vecB: typing.Any,
+    options: MlstmOptions,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def mlstm_recurrent(
+    matQ: typing.Any,
+    matK: typing.Any,
+    matV: typing.Any,
+    vecI: typing.Any,
+    vecF: typing.Any,
+    matC: typing.Any,
+    vecN: typing.Any,
+    scaM: typing.Any,
+    options: MlstmOptions,
+    one_token: bool,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def mlstm_recurrent_bw_dC(
+    matQ: typing.Any,
+    vecF: typing.Any,
+    scaM_states: typing.Any,
+    vecM_out: typing.Any,
+    matDeltaH: typing.Any,
+    vecN_out: typing.Any,
+    matDeltaC_last: typing.Any | None,
+    options: MlstmOptions,
+) -> tuple[Tensor, Tensor]: ...
+def mlstm_recurrent_fw_C(
+    matK: typing.Any,
+    matV: typing.Any,
+    vecB: typing.Any,
+    vecI: typing.Any,
+    matC_initial: typing.Any | None,
+    vecN_initial: typing.Any | None,
+    scaMinter_initial: typing.Any | None,
+    options: MlstmOptions,
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def moe_experts(
     x: typing.Any,
     experts: typing.Any,
@@ -332,17 +653,20 @@ def moe_experts(
     down_scales: typing.Any | None = None,
     alpha: typing.SupportsFloat | typing.SupportsIndex = 1.7020000219345093,
     limit: typing.SupportsFloat | typing.SupportsIndex = 7.0,
+    device: str | None = None,
 ) -> Tensor:
     """
     Weighted sum of the routed experts' outputs: x [tokens, hidden], gate_up [experts, 2 inter, hidden] (rows interleaved), down [experts, hidden, inter] -> float32 [tokens, hidden]. With scales, MXFP4 blocks.
     """
 
-def moe_route(logits: typing.Any, top_k: typing.SupportsInt | typing.SupportsIndex) -> tuple[Tensor, Tensor]:
+def moe_route(
+    logits: typing.Any, top_k: typing.SupportsInt | typing.SupportsIndex, *, device: str | None = None
+) -> tuple[Tensor, Tensor]:
     """
     (experts int32, weights float32) [tokens, top_k]: the largest logits, ties to the lower index, and their softmax.
     """
 
-def mxfp4_decode(blocks: typing.Any, scales: typing.Any) -> Tensor:
+def mxfp4_decode(blocks: typing.Any, scales: typing.Any, *, device: str | None = None) -> Tensor:
     """
     Exact float32 values of MXFP4: blocks uint8 [..., rows, cols/32, 16], scales uint8 [..., rows, cols/32].
     """
@@ -353,7 +677,11 @@ def num_threads() -> int:
     """
 
 def rms_norm(
-    x: typing.Any, w: typing.Any, eps: typing.SupportsFloat | typing.SupportsIndex = 9.999999747378752e-06
+    x: typing.Any,
+    w: typing.Any,
+    eps: typing.SupportsFloat | typing.SupportsIndex = 9.999999747378752e-06,
+    *,
+    device: str | None = None,
 ) -> Tensor:
     """
     w * x / sqrt(mean(x^2) + eps) over the last dimension; x [..., dim] float32 or bfloat16, w [dim].
@@ -364,6 +692,8 @@ def rope(
     positions: typing.Any,
     inv_freq: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
     concentration: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    *,
+    device: str | None = None,
 ) -> Tensor:
     """
     x float32 [tokens, heads, head_dim] rotated to positions int [tokens]; pairs (i, i + head_dim/2).
@@ -397,9 +727,17 @@ def sample(
     step: typing.SupportsInt
     | typing.SupportsIndex
     | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = 0,
+    device: str | None = None,
 ) -> list[int]:
     """
     One token id per row of logits float32 [rows, vocab], -1 for a row with NaN; seed and step may be a list with one value a row.
+    """
+
+def save_safetensors(
+    path: os.PathLike | str | bytes, tensors: collections.abc.Mapping[str, typing.Any]
+) -> None:
+    """
+    Writes one safetensors file: under a temporary name, then renamed.
     """
 
 def set_num_threads(n: typing.SupportsInt | typing.SupportsIndex) -> None:
@@ -411,6 +749,8 @@ def swiglu(
     x: typing.Any,
     alpha: typing.SupportsFloat | typing.SupportsIndex = 1.7020000219345093,
     limit: typing.SupportsFloat | typing.SupportsIndex = 7.0,
+    *,
+    device: str | None = None,
 ) -> Tensor:
     """
     g sigmoid(alpha g) (u + 1) of clamped interleaved pairs (g, u): float32 [..., 2 dim] -> [..., dim].

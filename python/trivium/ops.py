@@ -1,4 +1,8 @@
-"""Ops on tensors. Arguments are Tensors or any arrays with DLPack or a buffer; results are Tensors."""
+"""Ops on tensors. Arguments are Tensors or any arrays with DLPack or a buffer; results are Tensors.
+
+The arrays of a call lie on one device, where the op runs and leaves its result. With `device="cuda:0"` arrays that
+lie elsewhere are copied there first. A call returns when the result is there.
+"""
 
 from ._core import (
     attention,

@@ -209,6 +209,17 @@ def sampling(rng):
     file.save()
 
 
+def add_norm(rng):
+    file = File("add_rms_norm")
+    for i, (rows, dim) in enumerate([(1, 1), (3, 97), (2, 64), (5, 2050)]):
+        x, add, w = bf16(rng, rows, dim, scale=10.0**i), bf16(rng, rows, dim, scale=3.0), bf16(rng, dim)
+        total = x.astype(np.float64) + add.astype(np.float64)
+        file.add(i, x=x, add=add, w=w, total=total, y=oracle.rms_norm(total, w.astype(np.float64), 1e-5))
+    file.save()
+
+
 if __name__ == "__main__":
-    for number, make in enumerate([norm, swiglu, linear, mxfp4, rope, attention, route, experts, sampling]):
+    for number, make in enumerate(
+        [norm, swiglu, linear, mxfp4, rope, attention, route, experts, sampling, add_norm]
+    ):
         make(np.random.default_rng(number))

@@ -15,8 +15,8 @@ MemoryPlan plan(int batch_size, int64_t budget) {
 }
 
 TEST(MemoryPlan, AnAutomaticBatchShrinksWithTheBudget) {
-  EXPECT_EQ(plan(0, 100 * kSlotBytes).states.num_slots, kAutoBatch);
-  EXPECT_LT(plan(0, 8 * kSlotBytes).states.num_slots, kAutoBatch);
+  EXPECT_EQ(plan(0, 100 * kSlotBytes).states.num_slots, auto_batch(Device{}));
+  EXPECT_LT(plan(0, 8 * kSlotBytes).states.num_slots, auto_batch(Device{}));
 }
 
 TEST(MemoryPlan, ABatchThatWasAskedForSharesWhatThereIs) {

@@ -76,8 +76,9 @@ class TinyCheckpoint {
   }
   std::string path() const { return folder_.file(""); }
   const TempFolder& folder() const { return folder_; }
-  std::shared_ptr<Model> load(Precision precision = Precision::float32) const {
+  std::shared_ptr<Model> load(Precision precision = Precision::float32, Device device = test_device()) const {
     LoadOptions options;
+    options.device = device;
     options.precision = precision;
     return load_model(path(), options);
   }

@@ -54,6 +54,22 @@ TEST(Arguments, OfRmsNorm) {
   expect_error([] { ops::rms_norm(f32({2, 3}), f32({3}), NAN); }, {"rms_norm: eps", "nan"});
 }
 
+TEST(Arguments, OfAddRmsNorm) {
+  const auto call = [](Tensor x, const Tensor& add, const Tensor& w, Tensor y, float eps = 1e-5f) {
+    return [=]() mutable { ops::add_rms_norm(nullptr, x, add, w, eps, y); };
+  };
+  const Tensor x = f32({2, 3}), w = f32({3});
+  expect_error(call(of(Dtype::bf16, {2, 3}), x, w, x), {"add_rms_norm: x is [2, 3] bfloat16", "float32"});
+  expect_error(call(f32({}), f32({}), w, x), {"add_rms_norm: x is []"});
+  expect_error(call(transposed(2, 3), x, w, x), {"add_rms_norm: x", "contiguous"});
+  expect_error(call(x, f32({3, 2}), w, x), {"add_rms_norm: add is [3, 2]", "[2, 3]"});
+  expect_error(call(x, of(Dtype::bf16, {2, 3}), w, x), {"add_rms_norm: add", "bfloat16"});
+  expect_error(call(x, x, f32({2}), x), {"add_rms_norm: w", "[2]", "3 elements"});
+  expect_error(call(x, x, w, f32({2, 4})), {"add_rms_norm: y is [2, 4]", "[2, 3]"});
+  expect_error(call(x, x, w, of(Dtype::f16, {2, 3})), {"add_rms_norm: y", "float16"});
+  expect_error(call(x, x, w, x, NAN), {"add_rms_norm: eps", "nan"});
+}
+
 TEST(Arguments, OfLinear) {
   const Weight w = Weight::dense(f32({4, 3}), "w");
   expect_error(

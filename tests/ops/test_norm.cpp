@@ -74,6 +74,48 @@ TEST(RmsNorm, ZerosStayZeroAndEmptyStaysEmpty) {
   EXPECT_EQ(ops::rms_norm(none, Tensor::empty({0}, Dtype::f32, test_device()), 1e-5f).numel(), 0);
 }
 
+void fill_from(const Tensor& host, Tensor& to) {
+  const Device device = to.device();
+  const Status status = runtime(device).copy(device.index, nullptr, to.data(), host.data(), host.nbytes());
+  ASSERT_EQ(status, Status::ok);
+}
+
+TEST(AddRmsNorm, MatchesTheOracleAndLeavesTheSumInX) {
+  const Golden golden("add_rms_norm");
+  for (int c = 0; golden.has(concat(c, ".x")); ++c) {
+    const auto name = [&](const char* key) { return concat(c, '.', key); };
+    const Tensor from = golden.host(name("x"));
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      Guarded x(from.shape(), Dtype::f32), y(from.shape(), dtype);
+      fill_from(from, x.tensor());
+      ops::add_rms_norm(nullptr, x.tensor(), golden.device(name("add")), golden.device(name("w")), 1e-5f,
+                        y.tensor());
+      expect_close(x.tensor(), golden.doubles(name("total")), kF32, name("sum"));
+      expect_close(y.tensor(), golden.doubles(name("y")), dtype == Dtype::f32 ? kF32 : kBf16, name("y"));
+      x.expect_intact("add_rms_norm: x"), y.expect_intact("add_rms_norm: y");
+    }
+  }
+}
+
+TEST(AddRmsNorm, HasTheBitsOfAddingFirstInEveryRow) {
+  for (const int64_t dim : {1, 4, 131, 2052}) {
+    const Tensor x = random_normal({5, dim}, 1), add = random_normal({5, dim}, 2);
+    const Tensor w = random_normal({dim}, 3).to(test_device());
+    Tensor sum = Tensor::empty({5, dim}, Dtype::f32);
+    for (int64_t i = 0; i < x.numel(); ++i)
+      sum.data_as<float>()[i] = x.data_as<float>()[i] + add.data_as<float>()[i];
+    const Tensor want = ops::rms_norm(sum.to(test_device()), w, 1e-5f).to(Device{});
+    for (const auto& [begin, end] : {std::pair{0, 5}, {1, 2}, {3, 5}}) {
+      Tensor part = Tensor::empty({end - begin, dim}, Dtype::f32, test_device());
+      Tensor y = Tensor::empty(part.shape(), Dtype::f32, test_device());
+      fill_from(x.slice(begin, end), part);
+      ops::add_rms_norm(nullptr, part, add.slice(begin, end).to(test_device()), w, 1e-5f, y);
+      expect_same_bits(part, sum.slice(begin, end), concat("sum, dim ", dim));
+      expect_same_bits(y, want.slice(begin, end), concat("y, dim ", dim));
+    }
+  }
+}
+
 TEST(Swiglu, MatchesTheOracle) {
   const Golden golden("swiglu");
   expect_close(ops::swiglu(golden.device("0.x")), golden.doubles("0.y"), kF32, "alpha 1.702, limit 7");

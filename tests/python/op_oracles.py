@@ -1,4 +1,7 @@
-"""What the tests of trivium.ops share: element types, bounds, random arrays and the comparison."""
+"""What the tests of trivium.ops share: the ops on the tested device, element types, bounds, random arrays and the
+comparison."""
+
+import functools
 
 import ml_dtypes
 import numpy as np
@@ -7,6 +10,27 @@ import trivium
 BF16 = ml_dtypes.bfloat16
 DTYPES = {"float32": np.float32, "bfloat16": BF16, "float16": np.float16}
 BOUND = {"float32": 2e-6, "bfloat16": 8e-3}  # relative L2 error by type of the activations
+
+
+def on_host(result):
+    if isinstance(result, trivium.Tensor):
+        return result.to("cpu")
+    return tuple(map(on_host, result)) if isinstance(result, tuple) else result
+
+
+class Ops:
+    """trivium.ops on the device of `pytest --backend`, with results on the host."""
+
+    device = None  # set by conftest.py; None: as called, on the CPU
+
+    def __getattr__(self, name):
+        op = getattr(trivium.ops, name)
+        if self.device is None or not callable(op) or name == "rope_frequencies":
+            return op
+        return functools.wraps(op)(lambda *args, **kwargs: on_host(op(*args, device=self.device, **kwargs)))
+
+
+ops = Ops()
 
 
 def normal(rng, *shape, dtype=np.float32, scale=1.0):

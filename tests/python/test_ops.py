@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trivium
-from trivium import ops
+from op_oracles import ops
+
+pytestmark = pytest.mark.backend
 
 RNG = np.random.default_rng(0)
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import trivium
 from checkpoints import oracle
-from op_oracles import BF16, BOUND, DTYPES, check, f64, guarded, normal
-from trivium import ops
+from op_oracles import BF16, BOUND, DTYPES, check, f64, guarded, normal, ops
 
+pytestmark = pytest.mark.backend
 SCALES = (1, 100, 127, 200)
 
 
@@ -209,8 +209,9 @@ def test_rope(rng, tokens, heads, dim):
 @pytest.mark.parametrize("length", [1, 4, 5, 6, 13, 40])
 @pytest.mark.parametrize("window", [0, 1, 5])
 def test_attention_around_the_window(rng, kv_dtype, length, window):
+    largest = 34 if ops.device else 33  # GPUs take even head sizes only
     for (heads, kv_heads, dim), with_sinks in itertools.product(
-        [(1, 1, 2), (6, 3, 10), (7, 1, 33)], (True, False)
+        [(1, 1, 2), (6, 3, 10), (7, 1, largest)], (True, False)
     ):
         k = normal(rng, length, kv_heads, dim, dtype=DTYPES[kv_dtype])
         v = normal(rng, length, kv_heads, dim, dtype=DTYPES[kv_dtype])
@@ -221,6 +222,14 @@ def test_attention_around_the_window(rng, kv_dtype, length, window):
             want = oracle.attention(f64(q), positions[-tokens:], f64(k), f64(v), positions, sinks, window)
             got = ops.attention(q, k, v, sinks.astype(np.float32) if with_sinks else None, window=window)
             check(got, want, 3e-6)
+
+
+def test_attention_of_an_odd_head_size_is_refused_on_a_gpu(rng):
+    if not ops.device:
+        pytest.skip("the CPU takes any head size")
+    q = normal(rng, 2, 1, 33)
+    with pytest.raises(trivium.InvalidArgument, match="head_dim is 33, expected an even number"):
+        ops.attention(q, q, q)
 
 
 def test_attention_with_large_scores_and_sinks_stays_finite(rng):
@@ -311,6 +320,8 @@ def test_every_op_on_every_cpu_level(level, request):
     """The same tests in a process that runs the other level."""
     if os.environ.get("TRIVIUM_OPS_LEVEL_RUN"):
         pytest.skip("already inside the run of one level")
+    if ops.device:
+        pytest.skip("levels are the CPU's")
     if not cp.level_available(level):
         pytest.skip(f"this CPU does not run the level {level}")
     if level == trivium.cpu_level():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import trivium
 from checkpoints import oracle
-from op_oracles import BF16, DTYPES, check, f64, normal
-from trivium import ops
+from op_oracles import BF16, DTYPES, check, f64, normal, ops
+
+pytestmark = pytest.mark.backend
 
 
 @pytest.fixture

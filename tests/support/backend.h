@@ -15,6 +15,10 @@ namespace trivium::testing {
 
 inline Device g_test_device;  // set by main()
 inline Device test_device() { return g_test_device; }
+// On the SIMT emulator, where tests use fewer and smaller cases.
+inline bool emulated() {
+  return g_test_device.kind == DeviceKind::emu32 || g_test_device.kind == DeviceKind::emu64;
+}
 
 template <class T>
 Tensor host_tensor(const Shape& shape, std::span<const T> values) {

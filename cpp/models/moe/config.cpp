@@ -3,70 +3,17 @@
 #include <cmath>
 #include <limits>
 
+#include "models/config_reader.h"
+
 namespace trivium::moe {
 namespace {
 
-// Reads keys and collects what is wrong with them, so that one error shows everything.
-class Reader {
- public:
-  Reader(const io::JsonValue& json, std::string name) : json_(json), name_(std::move(name)) {}
-
-  // The first of `keys` that is present.
-  const io::JsonValue* find(std::initializer_list<const char*> keys) const {
-    for (const char* key : keys)
-      if (const io::JsonValue* value = json_.find(key)) return value;
-    return nullptr;
-  }
-
-  int64_t integer(std::initializer_list<const char*> keys, std::optional<int64_t> fallback = {}) {
-    const io::JsonValue* value = find(keys);
-    if (!value) {
-      if (!fallback) problem(concat("\"", *keys.begin(), "\" is missing"));
-      return fallback.value_or(0);
-    }
-    if (!value->is_integer()) {
-      problem(concat("\"", *keys.begin(), "\" is not an integer"));
-      return fallback.value_or(0);
-    }
-    return value->integer();
-  }
-
-  double number(std::initializer_list<const char*> keys, double fallback) {
-    const io::JsonValue* value = find(keys);
-    if (!value) return fallback;
-    if (!value->is_number()) {
-      problem(concat("\"", *keys.begin(), "\" is not a number"));
-      return fallback;
-    }
-    return value->number();
-  }
-
-  bool boolean(const char* key, bool fallback) {
-    const io::JsonValue* value = find({key});
-    if (!value) return fallback;
-    if (!value->boolean()) problem(concat("\"", key, "\" is not true or false"));
-    return value->boolean() ? *value->boolean() : fallback;
-  }
-
-  void problem(const std::string& text) { problems_ += (problems_.empty() ? "" : "; ") + text; }
-  void require(bool holds, const std::string& text) {
-    if (!holds) problem(text);
-  }
-  void finish() const {
-    if (!problems_.empty()) throw ModelFormatError(concat(name_, ": ", problems_));
-  }
-
- private:
-  const io::JsonValue& json_;
-  std::string name_, problems_;
-};
-
-void read_rope(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
+void read_rope(ConfigReader& reader, const io::JsonValue& json, MoeConfig& c) {
   const io::JsonValue* nested = json.find("rope_parameters");
   if (!nested) nested = json.find("rope_scaling");
   reader.require(!nested || nested->object(), "rope_scaling is not an object");
   static const io::JsonValue kNone;
-  Reader rope(nested ? *nested : kNone, "");
+  ConfigReader rope(nested ? *nested : kNone, "");
   c.rope.theta = nested && nested->find("rope_theta") ? rope.number({"rope_theta"}, 0)
                                                       : reader.number({"rope_theta"}, 150000);
   // Without the object the family's published scaling holds, as in transformers.
@@ -96,7 +43,7 @@ void read_rope(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
   }
 }
 
-void read_layer_types(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
+void read_layer_types(ConfigReader& reader, const io::JsonValue& json, MoeConfig& c) {
   const io::JsonValue* types = json.find("layer_types");
   for (int64_t l = 0; l < c.num_layers && !types; ++l) c.sliding.push_back(l % 2 == 0);
   if (!types) return;
@@ -113,21 +60,8 @@ void read_layer_types(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
       concat("layer_types has ", c.sliding.size(), " entries, num_hidden_layers is ", c.num_layers));
 }
 
-void read_eos(Reader& reader, const io::JsonValue& json, MoeConfig& c) {
-  const io::JsonValue* eos = json.find("eos_token_id");
-  if (!eos) return;
-  const auto add = [&](const io::JsonValue& id) {
-    const bool good =
-        id.is_integer() && id.integer() >= 0 && id.integer() <= std::numeric_limits<int32_t>::max();
-    reader.require(good, "\"eos_token_id\" is not a token id");
-    if (good) c.eos_ids.push_back(static_cast<int32_t>(id.integer()));
-  };
-  if (!eos->array()) return add(*eos);
-  for (const io::JsonValue& id : *eos->array()) add(id);
-}
-
 // The keys that both published layouts spell alike.
-void read_sizes(Reader& r, MoeConfig& c) {
+void read_sizes(ConfigReader& r, MoeConfig& c) {
   c.vocab_size = r.integer({"vocab_size"});
   c.hidden_size = r.integer({"hidden_size"});
   c.intermediate_size = r.integer({"intermediate_size"});
@@ -140,24 +74,19 @@ void read_sizes(Reader& r, MoeConfig& c) {
 }
 
 // Everything a kernel or an allocation relies on.
-void validate(Reader& r, const MoeConfig& c) {
-  const auto in_range = [&](const char* key, int64_t value, int64_t low, int64_t high) {
-    r.require(low <= value && value <= high,
-              concat("\"", key, "\" is ", value, ", expected ", low, " to ", high));
-    return low <= value && value <= high;
-  };
-  bool sizes = in_range("vocab_size", c.vocab_size, 1, 1 << 24);
-  sizes &= in_range("hidden_size", c.hidden_size, 1, 1 << 20);
-  sizes &= in_range("intermediate_size", c.intermediate_size, 1, 1 << 20);
-  sizes &= in_range("num_hidden_layers", c.num_layers, 1, 4096);
-  sizes &= in_range("num_attention_heads", c.num_heads, 1, 1 << 14);
-  sizes &= in_range("num_key_value_heads", c.num_kv_heads, 1, 1 << 14);
-  sizes &= in_range("head_dim", c.head_dim, 2, 1 << 14);
-  sizes &= in_range("num_local_experts", c.num_experts, 1, 1 << 16);
-  sizes &= in_range("max_position_embeddings", c.max_positions, 1, 1 << 30);
-  in_range("sliding_window", c.sliding_window, 0, 1 << 30);
+void validate(ConfigReader& r, const MoeConfig& c) {
+  bool sizes = r.in_range("vocab_size", c.vocab_size, 1, 1 << 24);
+  sizes &= r.in_range("hidden_size", c.hidden_size, 1, 1 << 20);
+  sizes &= r.in_range("intermediate_size", c.intermediate_size, 1, 1 << 20);
+  sizes &= r.in_range("num_hidden_layers", c.num_layers, 1, 4096);
+  sizes &= r.in_range("num_attention_heads", c.num_heads, 1, 1 << 14);
+  sizes &= r.in_range("num_key_value_heads", c.num_kv_heads, 1, 1 << 14);
+  sizes &= r.in_range("head_dim", c.head_dim, 2, 1 << 14);
+  sizes &= r.in_range("num_local_experts", c.num_experts, 1, 1 << 16);
+  sizes &= r.in_range("max_position_embeddings", c.max_positions, 1, 1 << 30);
+  r.in_range("sliding_window", c.sliding_window, 0, 1 << 30);
   if (!sizes) return;
-  in_range("num_experts_per_tok", c.top_k, 1, c.num_experts);
+  r.in_range("num_experts_per_tok", c.top_k, 1, c.num_experts);
   r.require(c.num_heads % c.num_kv_heads == 0,
             concat("num_attention_heads ", c.num_heads, " is not a multiple of num_key_value_heads ",
                    c.num_kv_heads));
@@ -196,7 +125,7 @@ void alternate_layers(MoeConfig& c) {
 }  // namespace
 
 MoeConfig parse_hf_config(const io::JsonValue& json, const std::string& name) {
-  Reader r(json, name);
+  ConfigReader r(json, name);
   MoeConfig c;
   read_sizes(r, c);
   c.num_experts = r.integer({"num_local_experts", "num_experts"});
@@ -214,14 +143,14 @@ MoeConfig parse_hf_config(const io::JsonValue& json, const std::string& name) {
   }
   if (c.num_layers >= 1 && c.num_layers <= 4096) read_layer_types(r, json, c);
   read_rope(r, json, c);
-  read_eos(r, json, c);
+  c.eos_ids = r.token_ids("eos_token_id");
   validate(r, c);
   r.finish();
   return c;
 }
 
 MoeConfig parse_openai_config(const io::JsonValue& json, const std::string& name) {
-  Reader r(json, name);
+  ConfigReader r(json, name);
   MoeConfig c;
   read_sizes(r, c);
   c.num_experts = r.integer({"num_experts"});
@@ -240,7 +169,7 @@ MoeConfig parse_openai_config(const io::JsonValue& json, const std::string& name
 
 MoeConfig from_flat_bin(const io::FlatBinHeader& h, const std::string& name) {
   static const io::JsonValue kNone;
-  Reader r(kNone, name);
+  ConfigReader r(kNone, name);
   MoeConfig c;
   c.vocab_size = h.vocab_size;
   c.hidden_size = h.hidden_size;

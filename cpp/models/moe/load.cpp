@@ -60,16 +60,29 @@ std::shared_ptr<const io::Tokenizer> find_tokenizer(std::initializer_list<std::s
   return tokenizer;
 }
 
+// Before anything is uploaded.
+void check_fits(const std::string& path, int64_t bytes, Device device) {
+  const DeviceProperties p = device_properties(device);
+  if (bytes > p.free_bytes)
+    throw OutOfMemory(concat(path, ": its weights need ", bytes >> 20, " MiB; ", device, " (", p.name,
+                             ") has ", p.free_bytes >> 20, " MiB free of ", p.total_bytes >> 20,
+                             " MiB; --device cpu maps them from the file instead"));
+}
+
 std::shared_ptr<Model> assemble(const std::string& path, std::string config_text, MoeConfig config,
                                 const std::shared_ptr<const io::TensorArchive>& archive, Layout layout,
                                 std::vector<int32_t> stops, std::shared_ptr<const io::Tokenizer> tokenizer,
-                                const LoadOptions& options) {
-  if (options.device.kind != DeviceKind::cpu)
-    throw NotImplemented(
-        concat("gpt_oss on ", options.device, ": this build has its kernels for the cpu only"));
+                                LoadOptions options) {
   TRIVIUM_CHECK(options.odd_window >= 0, "odd_window is ", options.odd_window, ", expected 0 or more");
   config.odd_window = options.odd_window;
-  MoeWeights weights = load_weights(archive, path, config, layout, options);
+  const bool gpu = is_gpu(options.device.kind);
+  if (options.precision == Precision::automatic)
+    options.precision = gpu || cpu_has_bf16_dot() ? Precision::bfloat16 : Precision::float32;
+  MoeWeights weights;
+  if (options.load_weights) {
+    if (gpu) check_fits(path, archive->total_bytes(), options.device);
+    weights = load_weights(archive, path, config, layout, options);
+  }
   ModelInfo info;
   info.model_type = "gpt_oss";
   info.path = path;
@@ -77,8 +90,6 @@ std::shared_ptr<Model> assemble(const std::string& path, std::string config_text
   info.max_positions = config.max_positions;
   info.stop_ids = std::move(stops);
   info.precision = options.precision;
-  if (info.precision == Precision::automatic)
-    info.precision = cpu_has_bf16_dot() ? Precision::bfloat16 : Precision::float32;
   info.device = options.device;
   info.weight_bytes = archive->total_bytes();
   info.fingerprint = io::hash64(config_text, archive->fingerprint());

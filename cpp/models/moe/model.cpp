@@ -13,10 +13,19 @@ struct MoeModel::Step {
   const Batch& batch;
   MoeStates& states;
   const CancelToken* cancel;
-  int64_t tokens;
-  std::vector<int32_t> rows;  // of x that need logits
+  int64_t tokens;          // padding included
+  int64_t rows = 0;        // positions that need logits
+  bool every_row = false;  // all of them, in order
 
+  Stream* stream() const { return states.stream.get(); }
+  StreamHandle* handle() const { return stream() ? stream()->handle() : nullptr; }
   Tensor cut(const Tensor& t, int64_t per_token = 1) const { return t.slice(0, tokens * per_token); }
+  // Row `i` of the step's integers: 0 ids, 1 slots, 2 positions, 3 rows that need logits.
+  Tensor input(int i, int64_t count) const {
+    return states.work.inputs.slice(i, i + 1).reshape({states.work.inputs.dim(1)}).slice(0, count);
+  }
+  const int32_t* slots() const { return input(1, tokens).data_as<int32_t>(); }
+  const int32_t* positions() const { return input(2, tokens).data_as<int32_t>(); }
   void check() const {
     if (cancel) cancel->check();
   }
@@ -62,24 +71,24 @@ MoeModel::MoeModel(MoeConfig config, MoeWeights weights, ModelInfo info,
 }
 
 int64_t MoeModel::state_bytes(const StateOptions& options) const {
-  const MoeConfig& c = config_;
-  const int64_t wide =
-      4 * (c.hidden_size + c.q_dim() + 2 * c.kv_dim() + c.num_experts + c.top_k * c.hidden_size + c.head_dim);
-  const int64_t narrow = size_of(activation_) * (c.hidden_size + c.q_dim() + c.top_k * c.intermediate_size);
-  return MoeStates::plan(c, options).bytes + options.max_step_tokens * (wide + narrow) +
-         4 * options.num_slots * c.vocab_size;
+  return MoeStates::plan(config_, options, info_.device).bytes +
+         Workspace::bytes(config_, options, activation_, info_.device);
 }
 
 std::unique_ptr<SequenceStates> MoeModel::make_states(const StateOptions& options) const {
-  auto states = std::make_unique<MoeStates>(config_, options, activation_);
-  std::copy(rope_.inv_freq.begin(), rope_.inv_freq.end(), states->work.inv_freq.data_as<double>());
+  auto states = std::make_unique<MoeStates>(config_, options, activation_, info_.device);
+  Tensor inv_freq = Tensor::empty({config_.head_dim / 2}, Dtype::f64);
+  std::copy(rope_.inv_freq.begin(), rope_.inv_freq.end(), inv_freq.data_as<double>());
+  states->work.inv_freq = inv_freq.to(info_.device);
   return states;
 }
 
-void MoeModel::embed(Step& step) const {
-  Workspace& w = step.states.work;
-  auto* ids = w.ids.data_as<int32_t>();
-  auto *slots = w.slots.data_as<int32_t>(), *positions = w.positions.data_as<int32_t>();
+// Writes the step's integers to host memory; padding tokens have a slot and a page of their own.
+void MoeModel::pack(Step& step) const {
+  Tensor& staging = step.states.work.staging;
+  const int64_t width = staging.dim(1);
+  int32_t *ids = staging.data_as<int32_t>(), *slots = ids + width, *positions = slots + width,
+          *rows = positions + width;
   int64_t t = 0;
   for (const Segment& s : step.batch.segments) {
     for (int64_t i = 0; i < s.count; ++i, ++t) {
@@ -87,42 +96,62 @@ void MoeModel::embed(Step& step) const {
       slots[t] = s.slot;
       positions[t] = static_cast<int32_t>(s.start + i);
       if (s.logits == Segment::Logits::all || (s.logits == Segment::Logits::last && i + 1 == s.count))
-        step.rows.push_back(static_cast<int32_t>(t));
+        rows[step.rows++] = static_cast<int32_t>(t);
     }
   }
+  for (; t < step.tokens; ++t) {
+    ids[t] = positions[t] = 0;
+    slots[t] = step.states.num_slots();
+  }
+}
+
+void MoeModel::embed(Step& step) const {
+  Workspace& w = step.states.work;
+  if (step.stream()) {
+    const Status status =
+        runtime(info_.device)
+            .copy(info_.device.index, step.handle(), w.inputs.data(), w.staging.data(), w.staging.nbytes());
+    if (status != Status::ok) throw_status(info_.device.kind, status);
+  }
   Tensor x = step.cut(w.x);
-  ops::embedding(nullptr, step.cut(w.ids), weights_.embedding, x);
-  const RopeTableArgs args{.positions = positions,
+  ops::embedding(step.stream(), step.input(0, step.tokens), weights_.embedding, x);
+  const RopeTableArgs args{.positions = step.positions(),
                            .inv_freq = w.inv_freq.data_as<double>(),
                            .table = w.rope.data_as<float>(),
                            .tokens = step.tokens,
                            .pairs = config_.head_dim / 2,
                            .concentration = rope_.concentration};
-  call_kernel(info_.device, &Kernels::rope_table, "rope_table", nullptr, args);
+  call_kernel(info_.device, &Kernels::rope_table, "rope_table", step.handle(), args);
 }
 
-// x += O(attention(rope(QKV(rms_norm(x)))))
+// projected = O(attention(rope(QKV(rms_norm(x)))))
 void MoeModel::attention_layer(Step& step, int64_t layer) const {
   const MoeConfig& c = config_;
   const LayerWeights& lw = weights_.layers[static_cast<size_t>(layer)];
   Workspace& w = step.states.work;
-  Tensor x = step.cut(w.x), normed = step.cut(w.normed), qkv = step.cut(w.qkv),
-         attended = step.cut(w.attended);
-  ops::rms_norm(nullptr, x, lw.input_norm, static_cast<float>(c.rms_norm_eps), normed);
-  ops::linear(nullptr, normed, lw.q, lw.q_bias, qkv, 0);
-  ops::linear(nullptr, normed, lw.k, lw.k_bias, qkv, c.q_dim());
-  ops::linear(nullptr, normed, lw.v, lw.v_bias, qkv, c.q_dim() + c.kv_dim());
+  Tensor normed = step.cut(w.normed), qkv = step.cut(w.qkv), attended = step.cut(w.attended),
+         projected = step.cut(w.projected);
+  Stream* stream = step.stream();
+  ops::rms_norm(stream, step.cut(w.x), lw.input_norm, static_cast<float>(c.rms_norm_eps), normed);
+  if (lw.qkv.data.data()) {
+    ops::linear(stream, normed, lw.qkv, lw.qkv_bias, qkv);
+  } else {
+    ops::linear(stream, normed, lw.q, lw.q_bias, qkv, 0);
+    ops::linear(stream, normed, lw.k, lw.k_bias, qkv, c.q_dim());
+    ops::linear(stream, normed, lw.v, lw.v_bias, qkv, c.q_dim() + c.kv_dim());
+  }
   const PagedKv kv = step.states.kv(layer);
   const RopeKvArgs rope{.qkv = qkv.data_as<float>(),
                         .table = w.rope.data_as<float>(),
-                        .slots = w.slots.data_as<int32_t>(),
-                        .positions = w.positions.data_as<int32_t>(),
+                        .slots = step.slots(),
+                        .positions = step.positions(),
                         .kv = kv,
                         .tokens = step.tokens,
                         .num_heads = c.num_heads,
                         .num_kv_heads = c.num_kv_heads,
                         .head_dim = c.head_dim};
-  call_kernel(info_.device, &Kernels::rope_kv, "rope_kv", nullptr, rope);
+  call_kernel(info_.device, &Kernels::rope_kv, "rope_kv", step.handle(), rope);
+  const bool split = attention_workspace(step.tokens, c.num_heads, c.head_dim) <= w.attention.numel();
   const AttentionArgs attention{
       .q = rope.qkv,
       .kv = kv,
@@ -137,12 +166,13 @@ void MoeModel::attention_layer(Step& step, int64_t layer) const {
       .q_stride = qkv.dim(1),
       .window = c.window(layer),
       .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(c.head_dim))),
-      .out_dtype = activation_};
-  call_kernel(info_.device, &Kernels::attention, "attention", nullptr, attention);
-  ops::linear(nullptr, attended, lw.o, lw.o_bias, x, 0, true);
+      .out_dtype = activation_,
+      .workspace = split ? static_cast<float*>(w.attention.data()) : nullptr};
+  call_kernel(info_.device, &Kernels::attention, "attention", step.handle(), attention);
+  ops::linear(stream, attended, lw.o, lw.o_bias, projected);
 }
 
-// x += sum over the chosen experts of rms_norm(x)
+// x += projected, then the chosen experts of rms_norm(x)
 void MoeModel::moe_layer(Step& step, int64_t layer) const {
   const MoeConfig& c = config_;
   const LayerWeights& lw = weights_.layers[static_cast<size_t>(layer)];
@@ -150,15 +180,16 @@ void MoeModel::moe_layer(Step& step, int64_t layer) const {
   Workspace& w = step.states.work;
   const int64_t rows = step.tokens * c.top_k;
   Tensor x = step.cut(w.x), normed = step.cut(w.normed), router_logits = step.cut(w.router_logits);
-  ops::rms_norm(nullptr, x, lw.post_norm, static_cast<float>(c.rms_norm_eps), normed);
-  ops::linear(nullptr, normed, lw.router, lw.router_bias, router_logits);
+  ops::add_rms_norm(step.stream(), x, step.cut(w.projected), lw.post_norm, static_cast<float>(c.rms_norm_eps),
+                    normed);
+  ops::linear(step.stream(), normed, lw.router, lw.router_bias, router_logits);
   const MoeRouteArgs route{router_logits.data_as<float>(),
                            w.experts.data_as<int32_t>(),
                            w.expert_weights.data_as<float>(),
                            step.tokens,
                            c.num_experts,
                            c.top_k};
-  call_kernel(device, &Kernels::moe_route, "moe_route", nullptr, route);
+  call_kernel(device, &Kernels::moe_route, "moe_route", step.handle(), route);
   const MoePermuteArgs permute{route.experts,
                                w.offsets.data_as<int32_t>(),
                                w.tokens_of_row.data_as<int32_t>(),
@@ -166,7 +197,7 @@ void MoeModel::moe_layer(Step& step, int64_t layer) const {
                                step.tokens,
                                c.num_experts,
                                c.top_k};
-  call_kernel(device, &Kernels::moe_permute, "moe_permute", nullptr, permute);
+  call_kernel(device, &Kernels::moe_permute, "moe_permute", step.handle(), permute);
   const MoeGateUpArgs gate_up{
       .x = normed.data(),
       .w = lw.gate_up.view(),
@@ -182,7 +213,7 @@ void MoeModel::moe_layer(Step& step, int64_t layer) const {
       .alpha = static_cast<float>(c.swiglu_alpha),
       .limit = static_cast<float>(c.swiglu_limit),
       .dtype = activation_};
-  call_kernel(device, &Kernels::moe_gate_up, "moe_gate_up", nullptr, gate_up);
+  call_kernel(device, &Kernels::moe_gate_up, "moe_gate_up", step.handle(), gate_up);
   step.check();
   const MoeDownArgs down{
       .act = w.act.data(),
@@ -195,41 +226,34 @@ void MoeModel::moe_layer(Step& step, int64_t layer) const {
       .hidden = c.hidden_size,
       .inter = c.intermediate_size,
       .dtype = activation_};
-  call_kernel(device, &Kernels::moe_down, "moe_down", nullptr, down);
+  call_kernel(device, &Kernels::moe_down, "moe_down", step.handle(), down);
   const MoeCombineArgs combine{
       down.y, route.weights, permute.row_of_choice, x.data_as<float>(), step.tokens, c.hidden_size, c.top_k};
-  call_kernel(device, &Kernels::moe_combine, "moe_combine", nullptr, combine);
+  call_kernel(device, &Kernels::moe_combine, "moe_combine", step.handle(), combine);
 }
 
 // Final norm and unembedding of the rows that were asked for.
 Tensor MoeModel::logits(Step& step) const {
   Workspace& w = step.states.work;
-  const auto count = static_cast<int64_t>(step.rows.size());
-  if (!w.logits.data() || w.logits.dim(0) < count)
-    w.logits = Tensor::empty({std::max<int64_t>(count, step.states.num_slots()), config_.vocab_size},
-                             Dtype::f32, info_.device);
-  Tensor out = w.logits.slice(0, count);
+  const int64_t count = step.every_row ? step.tokens : step.rows;
+  if (count > w.logits.dim(0) && (!w.all_logits.data() || w.all_logits.dim(0) < count))
+    w.all_logits = Tensor::empty({count, config_.vocab_size}, Dtype::f32, info_.device);
+  Tensor out = (count > w.logits.dim(0) ? w.all_logits : w.logits).slice(0, count);
   if (count == 0) return out;
-  // Ascending rows move towards the front: no row is overwritten before it was read.
-  auto* x = w.x.data_as<float>();
-  for (int64_t r = 0; r < count; ++r) {
-    const float* from = x + step.rows[static_cast<size_t>(r)] * config_.hidden_size;
-    std::copy(from, from + config_.hidden_size, x + r * config_.hidden_size);
+  Tensor rows = step.cut(w.x);
+  if (!step.every_row) {
+    Tensor chosen = w.chosen.slice(0, count);
+    ops::embedding(step.stream(), step.input(3, count), rows, chosen);
+    rows = chosen;
   }
   Tensor normed = w.normed.slice(0, count);
-  ops::rms_norm(nullptr, w.x.slice(0, count), weights_.final_norm, static_cast<float>(config_.rms_norm_eps),
-                normed);
-  ops::linear(nullptr, normed, weights_.unembedding, {}, out);
+  ops::rms_norm(step.stream(), rows, weights_.final_norm, static_cast<float>(config_.rms_norm_eps), normed);
+  ops::linear(step.stream(), normed, weights_.unembedding, {}, out);
   return out;
 }
 
-Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
-  auto* mine = dynamic_cast<MoeStates*>(&states);
-  TRIVIUM_CHECK(mine, "forward: the states belong to another kind of model");
-  MoeStates& own = *mine;
-  check_batch(batch, own, config_);
-  Step step{batch, own, cancel, static_cast<int64_t>(batch.tokens.size()), {}};
-  if (step.tokens == 0) return logits(step);
+// Puts the whole step on the stream; on the CPU runs it.
+Tensor MoeModel::enqueue(Step& step) const {
   embed(step);
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     step.check();
@@ -238,12 +262,50 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
     moe_layer(step, layer);
   }
   step.check();
-  Tensor out = logits(step);
-  weights_.archive->check_readable();  // else zeros stood where weights are gone
-  return out;
+  return logits(step);
+}
+
+// A decode step: the same kernels with the same arguments for every step of one padded size, so that they are
+// recorded once and launched together afterwards.
+Tensor MoeModel::decode(Step& step) const {
+  MoeStates& states = step.states;
+  MoeStates::DecodeGraph& entry = states.graphs[step.tokens];
+  if (!Graph::supported(info_.device) || entry.runs++ == 0) return enqueue(step);
+  if (!entry.graph) entry.graph = std::make_unique<Graph>(*states.stream, [&] { enqueue(step); });
+  entry.graph->launch(*states.stream);
+  return states.work.logits.slice(0, step.tokens);
+}
+
+Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
+  auto* own = dynamic_cast<MoeStates*>(&states);
+  TRIVIUM_CHECK(own, "forward: the states belong to another kind of model");
+  TRIVIUM_CHECK(!weights_.layers.empty(), "forward: the model was loaded without weights");
+  check_batch(batch, *own, config_);
+  const auto count = static_cast<int64_t>(batch.tokens.size());
+  Step step{batch, *own, cancel, count};
+  if (count == 0) return logits(step);
+  step.every_row = std::all_of(batch.segments.begin(), batch.segments.end(), [](const Segment& s) {
+    return s.count == 1 && s.logits != Segment::Logits::none;
+  });
+  const bool gpu = step.stream() != nullptr;
+  if (gpu && step.every_row) step.tokens = padded_batch(count);
+  pack(step);
+  if (gpu) own->upload_tables();
+  Tensor out;
+  try {
+    out = gpu && step.every_row ? decode(step) : enqueue(step);
+  } catch (...) {
+    // What is queued still reads the staging memory, which the next step writes.
+    if (gpu) runtime(info_.device).stream_synchronize(step.handle());
+    throw;
+  }
+  if (gpu) own->stream->synchronize();
+  if (weights_.archive) weights_.archive->check_readable();  // else zeros stood where weights are gone
+  return out.slice(0, step.rows);
 }
 
 void MoeModel::warm_up() {
+  if (is_gpu(info_.device.kind)) return;
   touch_pages(weights_.embedding);
   touch_pages(weights_.unembedding.data);
   for (const LayerWeights& l : weights_.layers)

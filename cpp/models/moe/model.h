@@ -21,10 +21,13 @@ class MoeModel : public Model {
 
  private:
   struct Step;
+  void pack(Step& step) const;
   void embed(Step& step) const;
   void attention_layer(Step& step, int64_t layer) const;
   void moe_layer(Step& step, int64_t layer) const;
   Tensor logits(Step& step) const;
+  Tensor enqueue(Step& step) const;
+  Tensor decode(Step& step) const;
 
   MoeConfig config_;
   MoeWeights weights_;

@@ -1,7 +1,10 @@
 #include "models/moe/states.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+
+#include "core/registry.h"
 
 namespace trivium::moe {
 namespace {
@@ -13,23 +16,34 @@ int64_t page_bytes(const MoeConfig& c, int64_t layers,
   return 2 * layers * c.kv_dim() * kPageSize * size_of(dtype);
 }
 
+// Pages and table rows that only the padding of a decode step uses.
+int64_t spare(Device device) { return is_gpu(device.kind) ? 1 : 0; }
+
+void check(Device device, Status status) {
+  if (status != Status::ok) throw_status(device.kind, status);
+}
+
 }  // namespace
 
 PagePool::PagePool(const MoeConfig& c, int64_t num_layers, int64_t num_pages, int num_slots,
-                   int64_t blocks_per_slot, Dtype dtype)
+                   int64_t blocks_per_slot, Dtype dtype, Device device)
     : num_layers_(num_layers),
       num_pages_(num_pages),
       blocks_per_slot_(std::max<int64_t>(blocks_per_slot, 1)),
       page_elements_(c.kv_dim() * kPageSize),
       held_(static_cast<size_t>(num_slots)) {
-  const Shape shape{num_layers, num_pages, c.num_kv_heads, kPageSize, c.head_dim};
-  k_ = Tensor::empty(shape, dtype);
-  v_ = Tensor::empty(shape, dtype);
-  block_table_ = Tensor::zeros({num_slots, blocks_per_slot_}, Dtype::i32);
+  const Shape shape{num_layers, num_pages + spare(device), c.num_kv_heads, kPageSize, c.head_dim};
+  k_ = Tensor::empty(shape, dtype, device);
+  v_ = Tensor::empty(shape, dtype, device);
+  block_table_ = Tensor::pinned({num_slots + spare(device), blocks_per_slot_}, Dtype::i32, device);
+  std::fill_n(block_table_.data_as<int32_t>(), block_table_.numel(),
+              static_cast<int32_t>(is_gpu(device.kind) ? num_pages : 0));
+  device_table_ =
+      is_gpu(device.kind) ? Tensor::empty(block_table_.shape(), Dtype::i32, device) : block_table_;
   for (int64_t p = num_pages; p-- > 0;) free_.push_back(static_cast<int32_t>(p));
 }
 
-int64_t PagePool::layer_bytes() const { return num_pages_ * page_elements_ * size_of(k_.dtype()); }
+int64_t PagePool::layer_bytes() const { return k_.dim(1) * page_elements_ * size_of(k_.dtype()); }
 
 bool PagePool::grow(int slot, int64_t blocks) {
   auto& held = held_[static_cast<size_t>(slot)];
@@ -37,6 +51,7 @@ bool PagePool::grow(int slot, int64_t blocks) {
   if (wanted <= held.size()) return true;
   if (wanted - held.size() > free_.size()) return false;
   int32_t* table = block_table_.data_as<int32_t>() + slot * blocks_per_slot_;
+  changed_ = true;
   while (held.size() < wanted) {
     table[held.size()] = free_.back();
     held.push_back(free_.back());
@@ -51,61 +66,103 @@ void PagePool::release(int slot) {
   held.clear();
 }
 
-void PagePool::copy_slot(int from, int to) {
+void PagePool::copy_slot(int from, int to, Stream* stream) {
   const auto& source = held_[static_cast<size_t>(from)];
   const auto& target = held_[static_cast<size_t>(to)];
   const int64_t bytes = page_elements_ * size_of(k_.dtype());
+  const Device device = k_.device();
   for (const Tensor* t : {&k_, &v_})
     for (int64_t l = 0; l < num_layers_; ++l) {
       char* layer = static_cast<char*>(t->data()) + l * layer_bytes();
       for (size_t b = 0; b < target.size(); ++b)
-        std::memcpy(layer + target[b] * bytes, layer + source[b] * bytes, static_cast<size_t>(bytes));
+        check(device, runtime(device).copy(device.index, stream ? stream->handle() : nullptr,
+                                           layer + target[b] * bytes, layer + source[b] * bytes, bytes));
     }
+}
+
+void PagePool::upload_table(Stream& stream) {
+  if (!changed_) return;
+  const Device device = k_.device();
+  check(device, runtime(device).copy(device.index, stream.handle(), device_table_.data(), block_table_.data(),
+                                     block_table_.nbytes()));
+  changed_ = false;
 }
 
 PagedKv PagePool::view(int64_t layer) const {
   return {.k = static_cast<char*>(k_.data()) + layer * layer_bytes(),
           .v = static_cast<char*>(v_.data()) + layer * layer_bytes(),
-          .block_table = block_table_.data_as<int32_t>(),
+          .block_table = device_table_.data_as<int32_t>(),
           .blocks_per_slot = static_cast<int32_t>(blocks_per_slot_),
           .page_size = static_cast<int32_t>(kPageSize),
           .dtype = k_.dtype()};
 }
 
 void PagePool::touch() {
-  std::memset(k_.data(), 0, static_cast<size_t>(k_.nbytes()));
-  std::memset(v_.data(), 0, static_cast<size_t>(v_.nbytes()));
+  const Device device = k_.device();
+  for (const Tensor* t : {&k_, &v_})
+    check(device, runtime(device).fill(device.index, nullptr, t->data(), 0, t->nbytes()));
 }
 
-Workspace::Workspace(const MoeConfig& c, int64_t T, Dtype activation)
-    : ids(Tensor::empty({T}, Dtype::i32)),
-      slots(Tensor::empty({T}, Dtype::i32)),
-      positions(Tensor::empty({T}, Dtype::i32)),
-      inv_freq(Tensor::empty({c.head_dim / 2}, Dtype::f64)),
-      rope(Tensor::empty({T, c.head_dim / 2, 2}, Dtype::f32)),
-      x(Tensor::empty({T, c.hidden_size}, Dtype::f32)),
-      normed(Tensor::empty({T, c.hidden_size}, activation)),
-      qkv(Tensor::empty({T, c.q_dim() + 2 * c.kv_dim()}, Dtype::f32)),
-      attended(Tensor::empty({T, c.q_dim()}, activation)),
-      router_logits(Tensor::empty({T, c.num_experts}, Dtype::f32)),
-      experts(Tensor::empty({T, c.top_k}, Dtype::i32)),
-      expert_weights(Tensor::empty({T, c.top_k}, Dtype::f32)),
-      offsets(Tensor::empty({c.num_experts + 1}, Dtype::i32)),
-      tokens_of_row(Tensor::empty({T * c.top_k}, Dtype::i32)),
-      row_of_choice(Tensor::empty({T * c.top_k}, Dtype::i32)),
-      act(Tensor::empty({T * c.top_k, c.intermediate_size}, activation)),
-      expert_out(Tensor::empty({T * c.top_k, c.hidden_size}, Dtype::f32)) {}
+namespace {
 
-int64_t Workspace::bytes() const {
+struct Buffer {
+  Tensor Workspace::*tensor;
+  Shape shape;
+  Dtype dtype;
+};
+
+// Decode steps up to this size cut a query's keys into parallel splits; larger ones fill the device without.
+constexpr int64_t kMostSplitTokens = 256;
+
+std::vector<Buffer> buffers(const MoeConfig& c, const StateOptions& o, Dtype activation, Device device) {
+  const bool gpu = is_gpu(device.kind);
+  const int64_t batch = gpu ? padded_batch(o.num_slots) : o.num_slots;
+  const int64_t T = std::max<int64_t>(o.max_step_tokens, gpu ? batch : 1), K = c.top_k;
+  using W = Workspace;
+  std::vector<Buffer> list{{&W::inputs, {4, T}, Dtype::i32},
+                           {&W::inv_freq, {c.head_dim / 2}, Dtype::f64},
+                           {&W::rope, {T, c.head_dim / 2, 2}, Dtype::f32},
+                           {&W::x, {T, c.hidden_size}, Dtype::f32},
+                           {&W::projected, {T, c.hidden_size}, Dtype::f32},
+                           {&W::normed, {T, c.hidden_size}, activation},
+                           {&W::qkv, {T, c.q_dim() + 2 * c.kv_dim()}, Dtype::f32},
+                           {&W::attended, {T, c.q_dim()}, activation},
+                           {&W::router_logits, {T, c.num_experts}, Dtype::f32},
+                           {&W::experts, {T, K}, Dtype::i32},
+                           {&W::expert_weights, {T, K}, Dtype::f32},
+                           {&W::offsets, {c.num_experts + 1}, Dtype::i32},
+                           {&W::tokens_of_row, {T * K}, Dtype::i32},
+                           {&W::row_of_choice, {T * K}, Dtype::i32},
+                           {&W::act, {T * K, c.intermediate_size}, activation},
+                           {&W::expert_out, {T * K, c.hidden_size}, Dtype::f32},
+                           {&W::chosen, {T, c.hidden_size}, Dtype::f32},
+                           {&W::logits, {batch, c.vocab_size}, Dtype::f32}};
+  if (gpu)
+    list.push_back({&W::attention,
+                    {attention_workspace(std::min(batch, kMostSplitTokens), c.num_heads, c.head_dim)},
+                    Dtype::f32});
+  return list;
+}
+
+}  // namespace
+
+int64_t padded_batch(int64_t count) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)));
+}
+
+Workspace::Workspace(const MoeConfig& c, const StateOptions& options, Dtype activation, Device device) {
+  for (const Buffer& b : buffers(c, options, activation, device))
+    this->*b.tensor = Tensor::empty(b.shape, b.dtype, device);
+  staging = is_gpu(device.kind) ? Tensor::pinned(inputs.shape(), Dtype::i32, device) : inputs;
+}
+
+int64_t Workspace::bytes(const MoeConfig& c, const StateOptions& options, Dtype activation, Device device) {
   int64_t sum = 0;
-  for (const Tensor* t :
-       {&ids, &slots, &positions, &inv_freq, &rope, &x, &normed, &qkv, &attended, &router_logits, &experts,
-        &expert_weights, &offsets, &tokens_of_row, &row_of_choice, &act, &expert_out, &logits})
-    sum += t->nbytes();
+  for (const Buffer& b : buffers(c, options, activation, device)) sum += b.shape.numel() * size_of(b.dtype);
   return sum;
 }
 
-MoeStates::Plan MoeStates::plan(const MoeConfig& c, const StateOptions& o) {
+MoeStates::Plan MoeStates::plan(const MoeConfig& c, const StateOptions& o, Device device) {
   TRIVIUM_CHECK(o.num_slots >= 1 && o.max_length >= 1 && o.max_step_tokens >= 1, "states: ", o.num_slots,
                 " slots of ", o.max_length, " positions in steps of ", o.max_step_tokens,
                 " tokens, expected at least 1 of each");
@@ -128,21 +185,30 @@ MoeStates::Plan MoeStates::plan(const MoeConfig& c, const StateOptions& o) {
     p.full_pages = static_cast<int64_t>(static_cast<double>(p.full_pages) * share);
     p.ring_pages = static_cast<int64_t>(static_cast<double>(p.ring_pages) * share);
   }
-  p.bytes = p.full_pages * full_page + p.ring_pages * ring_page;
+  p.bytes = (p.full_pages + spare(device)) * full_page + (p.ring_pages + spare(device)) * ring_page;
   return p;
 }
 
-MoeStates::MoeStates(const MoeConfig& c, const StateOptions& options, Dtype activation)
-    : work(c, options.max_step_tokens, activation),
+MoeStates::MoeStates(const MoeConfig& c, const StateOptions& options, Dtype activation, Device on)
+    : device(on),
+      stream(is_gpu(on.kind) ? std::make_unique<Stream>(on) : nullptr),
+      work(c, options, activation, on),
       config_(c),
       options_(options),
-      plan_(plan(c, options)),
-      full_(c, plan_.full_layers, plan_.full_pages, options.num_slots, plan_.full_blocks, options.kv_dtype),
-      ring_(c, plan_.sliding_layers, plan_.ring_pages, options.num_slots, plan_.ring_blocks,
-            options.kv_dtype),
-      length_(static_cast<size_t>(options.num_slots), 0) {
+      plan_(plan(c, options, on)),
+      full_(c, plan_.full_layers, plan_.full_pages, options.num_slots, plan_.full_blocks, options.kv_dtype,
+            on),
+      ring_(c, plan_.sliding_layers, plan_.ring_pages, options.num_slots, plan_.ring_blocks, options.kv_dtype,
+            on),
+      length_(static_cast<size_t>(options.num_slots), 0),
+      bytes_(Workspace::bytes(c, options, activation, on) + full_.bytes() + ring_.bytes()) {
   int64_t full = 0, sliding = 0;
   for (const bool s : c.sliding) index_in_pool_.push_back(s ? sliding++ : full++);
+}
+
+void MoeStates::upload_tables() {
+  full_.upload_table(*stream);
+  ring_.upload_table(*stream);
 }
 
 bool MoeStates::reserve(int slot, int64_t length) {
@@ -173,12 +239,13 @@ bool MoeStates::copy(int from, int to) {
     release(to);
     return false;
   }
-  full_.copy_slot(from, to);
-  ring_.copy_slot(from, to);
+  full_.copy_slot(from, to, stream.get());
+  ring_.copy_slot(from, to, stream.get());
+  if (stream) stream->synchronize();
   return true;
 }
 
-int64_t MoeStates::bytes() const { return full_.bytes() + ring_.bytes() + work.bytes(); }
+int64_t MoeStates::bytes() const { return bytes_; }
 
 bool MoeStates::can_ever_hold(int64_t length) const {
   if (length > options_.max_length) return false;

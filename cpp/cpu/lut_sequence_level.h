@@ -1,0 +1,274 @@
+// The sequential LUT kernels of one CPU level: fully connected tables in float mode; see lut_level.h.
+#pragma once
+
+#include "cpu/lut_level.h"
+#include "ops/lut_sequence_items.h"
+
+namespace trivium::cpu::TRIVIUM_CPU_NS {
+
+inline constexpr int64_t kLutAhead = 16;  // short rows fetched ahead
+
+// y = (accumulate: y +) the sum over tables of the sum over pairs; cells [Nt][count].
+TRIVIUM_INLINE void sum_pairs(const LutTable& w, const int32_t* cells, int64_t count, float* y,
+                              bool accumulate, float* sum) {
+  const int64_t outputs = w.outputs, total = w.num_tables * count;
+  fill_zero(sum, outputs);
+  for (int64_t t = 0; t < w.num_tables; ++t) {
+    const float* table = w.weights + t * w.cells * outputs;
+    const float* next_table = t + 1 < w.num_tables ? table + w.cells * outputs : table;
+    for_columns(
+        outputs, [&]<int kVectors>(int64_t k, int n) __attribute__((always_inline)) {
+          F32 part[kVectors];
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) part[v] = zero();
+          for (int64_t i = 0; i < count; ++i) {
+            const int64_t at = t * count + i, ahead = smaller(at + kLutAhead, total - 1);
+            const float* next = (i + kLutAhead < count ? table : next_table) + cells[ahead] * outputs + k;
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; v += 16 / kLanes) __builtin_prefetch(next + v * kLanes);
+            const float* row = table + cells[at] * outputs + k;
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) part[v] = add(part[v], load_n(row + v * kLanes, n));
+          }
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v)
+            store_n(sum + k + v * kLanes, add(load_n(sum + k + v * kLanes, n), part[v]), n);
+        });
+  }
+  for_vectors(
+      outputs, [&](int64_t k, int n) __attribute__((always_inline)) {
+        const F32 s = load_n(sum + k, n);
+        store_n(y + k, accumulate ? add(load_n(y + k, n), s) : s, n);
+      });
+}
+
+// Scratch of sum_pairs: `sum`, then the cells.
+struct PairScratch {
+  PairScratch(const LutTable& w, int64_t pairs) {
+    const int64_t sums = (w.outputs + 15) / 16 * 16;
+    sum = static_cast<float*>(thread_scratch((sums + w.num_tables * pairs) * 4));
+    cells = reinterpret_cast<int32_t*>(sum + sums);
+  }
+  float* sum;
+  int32_t* cells;
+};
+
+void lut_fill_outputs_for_sequence(const LutSequenceForwardArgs& a) {
+  const LutTable& w = a.table;
+  const LutSequence& s = a.sequence;
+  parallel_for(s.batch * s.length, [&](int64_t task, int) {
+    // The longest rows first: the tasks then end together.
+    const int64_t b = task % s.batch, j = s.length - 1 - task / s.batch;
+    const PairScratch scratch(w, s.length);
+    for (int64_t t = 0; t < w.num_tables; ++t)
+      for (int64_t i = 0; i < j; ++i) scratch.cells[t * j + i] = lut::cell_at(s, w.num_tables, b, i, j, t);
+    sum_pairs(w, scratch.cells, j, a.y + (b * s.length + j) * w.outputs, false, scratch.sum);
+  });
+}
+
+void lut_decode(const LutDecodeArgs& a) {
+  const LutTable& w = a.table;
+  for (int64_t item = 0; item < a.rows * w.num_tables; ++item) lut::remember_item(a, item);
+  parallel_for(a.rows, [&](int64_t row, int) {
+    const lut::RingStart start = lut::ring_start(a, row);
+    const int64_t j = a.positions[row], first = start.first, count = j - first;
+    const PairScratch scratch(w, count);
+    for (int64_t t = 0; t < w.num_tables; ++t)
+      for (int64_t i = first; i < j; ++i)
+        scratch.cells[t * count + i - first] = lut::decode_cell(a, start, row, i, t);
+    sum_pairs(w, scratch.cells, count, a.y + row * w.outputs, a.accumulate != 0, scratch.sum);
+  });
+}
+
+inline constexpr int64_t kPairBlock = 16;  // pairs planned, and fetched, ahead of their use
+
+// One (b, t) of a backward pass: what the detectors of its positions and distances say, and its sums.
+// Distances are stored from the longest to the shortest, so that for a given later position they run as
+// positions do.
+struct PairTask {
+  struct Side {
+    int32_t *index, *least;
+    float *u, *sum;
+  };
+  Side x, pe;
+  int64_t length;
+
+  PairTask(const LutSequence& s, int64_t num_tables, int64_t b, int64_t t) : length(s.length) {
+    const int64_t stride = s.length + 2 * kPairBlock;  // blocks read past the end
+    auto* memory = static_cast<int32_t*>(thread_scratch(8 * stride * 4));
+    const auto side = [&](int32_t* at) {
+      return Side{at, at + stride, reinterpret_cast<float*>(at + 2 * stride),
+                  reinterpret_cast<float*>(at + 3 * stride)};
+    };
+    x = side(memory);
+    pe = side(memory + 4 * stride);
+    fill_zero(memory, 8 * stride);
+    for (int64_t i = 0; i < s.length; ++i) {
+      const int64_t at = lut::detector_at(s, num_tables, b, i, t);
+      x.index[i] = s.index[at], x.least[i] = s.min_index[at], x.u[i] = s.min_delta[at];
+    }
+    for (int64_t d = 1; d < s.length; ++d) {
+      const int64_t to = s.length - 1 - d;
+      pe.least[to] = -1;
+      if (!s.num_pe) continue;
+      const int64_t at = (d - 1) * num_tables + t;
+      pe.index[to] = s.pe_index[at], pe.least[to] = s.pe_min_index[at], pe.u[to] = s.pe_min_delta[at];
+    }
+  }
+  int64_t pe_at(int64_t i, int64_t j) const { return length - 1 - (j - i); }
+};
+
+template <class V, class T>
+TRIVIUM_INLINE V lanes_at(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+TRIVIUM_INLINE void put_lanes(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// Pairs (i0 + k, j), k < count. `with_pe` lists those whose embedding flips in addition.
+struct alignas(64) PairBlock {
+  int32_t cell[kPairBlock], bit[kPairBlock], q_side[kPairBlock], pe_bit[kPairBlock];
+  float u[kPairBlock], main[kPairBlock], other[kPairBlock], delta[kPairBlock];
+  int count, with_pe[kPairBlock], num_with_pe;
+};
+
+// lut::pair_flip and the addresses, kLanes pairs at a time.
+TRIVIUM_INLINE void plan_lanes(const LutSequence& s, const PairTask& task, int64_t i, int64_t j, int k,
+                               PairBlock& p) {
+  constexpr float kNever = __builtin_huge_valf();
+  const auto magnitude = [](FloatLanes v) __attribute__((always_inline)) { return v < 0 ? -v : v; };
+  const int64_t e = task.pe_at(i, j);
+  const IntLanes32 rk = lanes_at<IntLanes32>(task.x.least + i), re = lanes_at<IntLanes32>(task.pe.least + e);
+  const FloatLanes uk = lanes_at<FloatLanes>(task.x.u + i), ue = lanes_at<FloatLanes>(task.pe.u + e);
+  const int32_t rq = task.x.least[j];
+  const FloatLanes uq = FloatLanes{} + task.x.u[j], never = FloatLanes{} + kNever;
+  const FloatLanes mq = rq < 0 ? never : magnitude(uq), mk = rk < 0 ? never : magnitude(uk),
+                   me = magnitude(ue);
+  const IntLanes32 usable_q = IntLanes32{} - (rq >= 0), usable_k = rk >= 0;
+  const IntLanes32 q_side = usable_q & ((mq < mk) | ~usable_k), any = q_side | usable_k;
+  const IntLanes32 pe = (re >= 0) & (~any | ((me < mq) & (me < mk)));
+  const IntLanes32 one = IntLanes32{} + 1;
+  const IntLanes32 shift = (q_side ? IntLanes32{} + (rq + s.num_anchors) : rk) + s.num_pe;
+  put_lanes(p.cell + k, (lanes_at<IntLanes32>(task.x.index + i) << s.num_pe) |
+                            (task.x.index[j] << (s.num_anchors + s.num_pe)) |
+                            lanes_at<IntLanes32>(task.pe.index + e));
+  put_lanes(p.bit + k, any & (one << (shift & any)));
+  put_lanes(p.pe_bit + k, pe & (one << (re & pe)));
+  put_lanes(p.q_side + k, q_side);
+  put_lanes(p.u + k, q_side ? uq : uk);
+}
+
+TRIVIUM_INLINE void plan_pairs(const LutSequence& s, const PairTask& task, const float* table,
+                               int64_t outputs, int64_t i0, int64_t j, PairBlock& p) {
+  p.count = static_cast<int>(larger(0, smaller(kPairBlock, j - i0)));
+  for (int k = 0; k < p.count; k += kLanes) plan_lanes(s, task, i0 + k, j, k, p);
+  p.num_with_pe = 0;
+  for (int k = 0; k < p.count; ++k) {
+    p.with_pe[p.num_with_pe] = k;
+    p.num_with_pe += p.pe_bit[k] != 0;
+    prefetch_row(table + p.cell[k] * outputs, outputs);
+    prefetch_row(table + (p.cell[k] ^ p.bit[k]) * outputs, outputs);
+  }
+  for (int n = 0; n < p.num_with_pe; ++n)
+    prefetch_row(table + (p.cell[p.with_pe[n]] ^ p.pe_bit[p.with_pe[n]]) * outputs, outputs);
+}
+
+// lut::delta_of for kLanes pairs.
+TRIVIUM_INLINE void delta_lanes(PairBlock& p, int k) {
+  const FloatLanes u = lanes_at<FloatLanes>(p.u + k), size = 1 + (u < 0 ? -u : u);
+  const IntLanes32 bit = lanes_at<IntLanes32>(p.bit + k), set = (lanes_at<IntLanes32>(p.cell + k) & bit) != 0;
+  const FloatLanes half = set ? FloatLanes{} + 0.5f : FloatLanes{} - 0.5f;
+  const FloatLanes v =
+      half / (size * size) * (lanes_at<FloatLanes>(p.main + k) - lanes_at<FloatLanes>(p.other + k));
+  const IntLanes32 dropped = (bit == 0) | ((v < 0 ? -v : v) <= lut::kGradientEps);
+  put_lanes(p.delta + k, dropped ? FloatLanes{} : v);
+}
+
+// lut::PairSums::add for a block, in the same order; returns the flips of position j.
+TRIVIUM_INLINE float add_pairs(const PairTask& task, const LutNumerics& numerics, const float* table,
+                               const float* gy, int64_t outputs, int64_t i0, int64_t j, float later,
+                               PairBlock& p) {
+  for (int k = 0; k < p.count; ++k) {
+    p.main[k] = row_dot(table + p.cell[k] * outputs, gy, outputs);
+    p.other[k] = row_dot(table + (p.cell[k] ^ p.bit[k]) * outputs, gy, outputs);
+  }
+  for (int k = 0; k < p.count; k += kLanes) delta_lanes(p, k);
+  for (int k = 0; k < p.count; ++k) {
+    later += p.q_side[k] ? p.delta[k] : 0;
+    task.x.sum[i0 + k] += p.q_side[k] ? 0 : p.delta[k];
+  }
+  for (int n = 0; n < p.num_with_pe; ++n) {
+    const int k = p.with_pe[n];
+    const int64_t e = task.pe_at(i0 + k, j);
+    const float other = row_dot(table + (p.cell[k] ^ p.pe_bit[k]) * outputs, gy, outputs);
+    task.pe.sum[e] += lut::delta_of<false>(p.main[k], other, task.pe.u[e], p.cell[k] & p.pe_bit[k], numerics);
+  }
+  return later;
+}
+
+void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
+  const LutTable& w = a.table;
+  const LutSequence& s = a.sequence;
+  parallel_for(s.batch * w.num_tables, [&](int64_t number, int) {
+    const int64_t b = number / w.num_tables, t = number % w.num_tables;
+    const float* table = w.weights + t * w.cells * w.outputs;
+    const PairTask task(s, w.num_tables, b, t);
+    PairBlock blocks[2];
+    for (int64_t j = 0; j < s.length; ++j) {
+      const float* gy = a.gy + (b * s.length + j) * w.outputs;
+      float later = 0;
+      plan_pairs(s, task, table, w.outputs, 0, j, blocks[0]);
+      for (int64_t i0 = 0; i0 < j; i0 += kPairBlock) {
+        const int64_t now = i0 / kPairBlock % 2;
+        plan_pairs(s, task, table, w.outputs, i0 + kPairBlock, j, blocks[1 - now]);
+        later = add_pairs(task, a.numerics, table, gy, w.outputs, i0, j, later, blocks[now]);
+      }
+      task.x.sum[j] = later;
+    }
+    for (int64_t i = 0; i < s.length; ++i)
+      static_cast<float*>(a.delta)[lut::detector_at(s, w.num_tables, b, i, t)] = task.x.sum[i];
+    for (int64_t d = 1; s.num_pe && d < s.length; ++d)
+      static_cast<float*>(a.pe_delta)[(b * (s.length - 1) + d - 1) * w.num_tables + t] =
+          task.pe.sum[s.length - 1 - d];
+  });
+}
+
+// A task owns the rows of table t whose later-position index lies in [q0, q1).
+void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
+  const LutTable& w = a.table;
+  const LutSequence& s = a.sequence;
+  const LutWeightTarget& target = a.target;
+  const ScaledGradients scaled(a.gy, s.batch * s.length * w.outputs, target);
+  const int shift = s.num_anchors + s.num_pe;
+  const int64_t queries = int64_t{1} << s.num_anchors;
+  const int64_t ranges = smaller(larger(4 * num_threads() / w.num_tables, 1), queries);
+  parallel_for(w.num_tables * ranges, [&](int64_t task, int) {
+    const int64_t t = task / ranges, range = task % ranges;
+    const int64_t q0 = queries * range / ranges, q1 = queries * (range + 1) / ranges;
+    lut::prepare_w_gradient<false>(w, target, a.numerics, {t, q0 << shift, q1 << shift, 0, 1}, true);
+    for (int64_t row = 0; row < s.batch * s.length; ++row) {
+      const int64_t q = s.index[row * w.num_tables + t], b = row / s.length, j = row % s.length;
+      if (q < q0 || q >= q1) continue;
+      const float* g = scaled.values + row * w.outputs;
+      const auto out_of = [&](int64_t i) __attribute__((always_inline)) {
+        const int64_t cell = t * w.cells + lut::cell_at(s, w.num_tables, b, i, j, t);
+        return target.out + (target.row_offset ? target.row_offset[cell] : cell * w.outputs);
+      };
+      for (int64_t i = 0; i < j; ++i) {
+        if (i + kLutAhead / 2 < j) prefetch_row(out_of(i + kLutAhead / 2), w.outputs);
+        float* out = out_of(i);
+        for_vectors(
+            w.outputs, [&](int64_t k, int n) __attribute__((always_inline)) {
+              const F32 old = load_n(out + k, n), v = load_n(g + k, n);
+              store_n(out + k, target.sgd ? sub(old, v) : add(old, v), n);
+            });
+      }
+    }
+  });
+}
+
+}  // namespace trivium::cpu::TRIVIUM_CPU_NS

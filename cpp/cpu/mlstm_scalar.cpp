@@ -1,0 +1,3 @@
+#define TRIVIUM_CPU_NS scalar
+#include "cpu/levels.h"
+#include "cpu/mlstm_level.h"

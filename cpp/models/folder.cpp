@@ -1,0 +1,40 @@
+#include "models/folder.h"
+
+#include "io/json.h"
+#include "io/mmap.h"
+
+namespace trivium {
+
+std::vector<int32_t> stop_ids_of(const std::string& folder, std::vector<int32_t> fallback,
+                                 int64_t vocab_size) {
+  const std::string path = folder + "/generation_config.json";
+  if (!io::is_present(path)) return fallback;
+  const io::JsonValue json = io::parse_json_document(io::read_small_file(path, 1 << 20), path);
+  const io::JsonValue* eos = json.find("eos_token_id");
+  if (!eos) return fallback;
+  std::vector<int32_t> ids;
+  const auto add = [&](const io::JsonValue& id) {
+    if (!id.is_integer() || id.integer() < 0 || id.integer() >= vocab_size)
+      throw ModelFormatError(concat(path, ": \"eos_token_id\" is not a token id below ", vocab_size));
+    ids.push_back(static_cast<int32_t>(id.integer()));
+  };
+  if (eos->array())
+    for (const io::JsonValue& id : *eos->array()) add(id);
+  else
+    add(*eos);
+  return ids;
+}
+
+std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::string& folder, int64_t vocab_size,
+                                                  const LoadOptions& options) {
+  if (!options.load_tokenizer) return nullptr;
+  const std::string where = options.tokenizer_path.empty() ? folder : options.tokenizer_path;
+  if (options.tokenizer_path.empty() && !io::Tokenizer::present(folder)) return nullptr;
+  auto tokenizer = io::Tokenizer::load(where);
+  if (tokenizer->vocab_size() > vocab_size)
+    throw ModelFormatError(concat(where, ": the tokenizer has ", tokenizer->vocab_size(),
+                                  " tokens, the model only ", vocab_size));
+  return tokenizer;
+}
+
+}  // namespace trivium

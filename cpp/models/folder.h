@@ -1,0 +1,21 @@
+// What every model folder holds beside its weights.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/tokenizer.h"
+#include "models/model.h"
+
+namespace trivium {
+
+// eos_token_id of generation_config.json, or `fallback` when that does not give one.
+std::vector<int32_t> stop_ids_of(const std::string& folder, std::vector<int32_t> fallback,
+                                 int64_t vocab_size);
+
+// The tokenizer the options name, else the folder's own; null when there is none.
+std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::string& folder, int64_t vocab_size,
+                                                  const LoadOptions& options);
+
+}  // namespace trivium

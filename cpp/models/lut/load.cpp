@@ -1,0 +1,141 @@
+// From a folder that trivium.lut.LUTTransformer.save wrote to a LutModel.
+#include "core/registry.h"
+#include "io/hash.h"
+#include "io/tokenizer.h"
+#include "models/lut/model.h"
+#include "models/scan.h"
+
+namespace trivium::lut {
+namespace {
+
+// Takes tensors out of the archive by name, checked and on the device.
+class Source {
+ public:
+  Source(const io::TensorArchive& archive, const LoadOptions& options)
+      : archive_(archive), options_(options), scan_(options) {
+    scan_.expect(archive.total_bytes());
+  }
+
+  Tensor weights(const std::string& name, const Shape& shape) {
+    const Tensor t = stored(name, shape, Dtype::f32);
+    scan_.dense(t, archive_.file_of(name), name);
+    return t.to(options_.device);
+  }
+  Tensor stored(const std::string& name, const Shape& shape, Dtype dtype) const {
+    const Tensor t = archive_.tensor(name);
+    if (!(t.shape() == shape) || t.dtype() != dtype)
+      throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.dtype(), ' ',
+                                    t.shape(), ", expected ", dtype, ' ', shape));
+    return t;
+  }
+  const io::TensorArchive& archive() const { return archive_; }
+  Device device() const { return options_.device; }
+
+ private:
+  const io::TensorArchive& archive_;
+  const LoadOptions& options_;
+  WeightScan scan_;
+};
+
+struct BlockShape {
+  int64_t tables, pairs, outputs;
+  bool attention;
+};
+
+Block load_block(Source& source, const LutConfig& c, const std::string& name, const BlockShape& shape) {
+  LayerOptions o;
+  o.inputs = c.embedding_dim;
+  o.outputs = shape.outputs;
+  o.cmp_eps = static_cast<float>(c.cmp_eps);
+  o.anchors = source.stored(name + ".anchors", {shape.tables, shape.pairs, 2}, Dtype::i32);
+  if (shape.attention) {
+    o.mode = Mode::sequence;
+    o.sequence_length = c.context_size;
+    o.positional_dim = c.positional_dim;
+    o.unified_pe = c.unified_pe;
+  }
+  Block block;
+  try {
+    block.layer = std::make_unique<Layer>(o, source.device());
+  } catch (const InvalidArgument& e) {
+    throw ModelFormatError(
+        concat(source.archive().file_of(name + ".anchors"), ": \"", name, "\": ", e.what()));
+  }
+  block.weights = source.weights(name + ".weight", block.layer->weight_shape());
+  if (!shape.attention || c.positional_dim == 0) return block;
+  const Tensor pe = source.weights(name + ".positional_embeddings", block.layer->pe_shape());
+  block.pe_index = Tensor::empty({c.context_size - 1, shape.tables}, Dtype::i32, source.device());
+  const LutDetectPeArgs args{.pe = pe.data_as<float>(),
+                             .index = block.pe_index.data_as<int32_t>(),
+                             .min_delta = nullptr,
+                             .min_index = nullptr,
+                             .distances = c.context_size - 1,
+                             .num_tables = shape.tables,
+                             .num_pe = c.positional_dim,
+                             .cmp_eps = o.cmp_eps,
+                             .unified = c.unified_pe};
+  call_kernel(source.device(), &Kernels::lut_check_positional_embeddings, "lut_check_positional_embeddings",
+              nullptr, args);
+  return block;
+}
+
+LutWeights load_weights(const std::shared_ptr<io::TensorArchive>& archive, const LutConfig& c,
+                        const LoadOptions& options) {
+  Source source(*archive, options);
+  LutWeights w;
+  w.embedding = source.weights("embedding", {c.vocab_size, c.embedding_dim});
+  for (int64_t l = 0; l < c.num_layers; ++l) {
+    const std::string layer = concat("layers.", l, '.');
+    w.attention.push_back(
+        load_block(source, c, layer + "attention",
+                   {c.num_heads * c.num_tables, c.attention_anchors, c.embedding_dim, true}));
+    if (!c.no_ffn)
+      w.ffn.push_back(
+          load_block(source, c, layer + "ffn", {c.num_tables, c.num_anchors, c.embedding_dim, false}));
+  }
+  w.unembedder = load_block(source, c, "unembedder", {c.num_tables, c.num_anchors, c.vocab_size, false});
+  archive->check_unchanged();
+  w.archive = archive;
+  return w;
+}
+
+std::shared_ptr<const io::Tokenizer> find_tokenizer(const std::string& folder, const LutConfig& config,
+                                                    const LoadOptions& options) {
+  if (!options.load_tokenizer) return nullptr;
+  const std::string where = options.tokenizer_path.empty() ? folder : options.tokenizer_path;
+  if (options.tokenizer_path.empty() && !io::Tokenizer::present(folder)) return nullptr;
+  auto tokenizer = io::Tokenizer::load(where);
+  if (tokenizer->vocab_size() > config.vocab_size)
+    throw ModelFormatError(concat(where, ": the tokenizer has ", tokenizer->vocab_size(),
+                                  " tokens, the model only ", config.vocab_size));
+  return tokenizer;
+}
+
+}  // namespace
+
+std::shared_ptr<Model> load_folder(const std::string& folder, const std::string& config_text,
+                                   const LoadOptions& options) {
+  TRIVIUM_CHECK(options.odd_window == 0, "odd_window is ", options.odd_window,
+                ", but lut_transformer has no full-attention layers");
+  TRIVIUM_CHECK(options.precision != Precision::bfloat16,
+                "precision is bfloat16, expected auto or float32 for lut_transformer");
+  const std::string name = folder + "/config.json";
+  const LutConfig config = parse_config(io::parse_json_document(config_text, name), name);
+  const auto archive = io::TensorArchive::open(folder, options.load_mode);
+  auto tokenizer = find_tokenizer(folder, config, options);
+  LutWeights weights = load_weights(archive, config, options);
+  ModelInfo info;
+  info.model_type = "lut_transformer";
+  info.path = folder;
+  info.vocab_size = static_cast<int32_t>(config.vocab_size);
+  info.max_positions = config.max_positions;
+  info.stop_ids = config.eos_ids;
+  info.precision = Precision::float32;
+  info.device = options.device;
+  info.weight_bytes = archive->total_bytes();
+  info.fingerprint = io::hash64(config_text, archive->fingerprint());
+  info.config_json = config_text;
+  return std::make_shared<LutModel>(config, std::move(weights), std::move(info), std::move(tokenizer));
+}
+
+}  // namespace trivium::lut

@@ -1,0 +1,374 @@
+// Backward passes of LUT layers: surrogate gradient of x and of the positional embeddings, weight gradients.
+#include <cmath>
+
+#include "ops/lut.h"
+#include "ops/lut_checks.h"
+
+namespace trivium::lut {
+
+namespace {
+
+// One backward: its inputs, results and the buffers that must live until the streams are done.
+struct Pass {
+  const Layer& layer;
+  const Tensor& weights;
+  const Tensor& gy;
+  const Saved& saved;
+  const BackwardOptions& options;
+  Workspace& work;
+  bool staged;
+  Gradients out = {};
+  LutWeightTarget target = {};
+  Tensor row_offset = {}, delta = {}, pe_delta = {}, sums = {};
+  Tensor events = {}, alternatives = {}, stat = {}, dots = {};  // staged path
+
+  bool fixed() const { return layer.options().int_rescaler > 0; }
+  int64_t rows() const { return saved.batch * saved.length; }
+  bool has_pe() const { return layer.options().positional_dim > 0; }
+  Tensor accumulators(const Shape& shape) const {
+    return Tensor::empty(shape, fixed() ? Dtype::i64 : Dtype::f32, layer.device());
+  }
+  bool wants_weights() const { return options.policy != WeightPolicy::none; }
+  // Internal updates follow the gradient of x, which needs the old weights.
+  int w_stream() const { return options.policy == WeightPolicy::internal ? 0 : 1; }
+};
+
+// Saved tensors may come back from a caller that kept them apart.
+void check_saved(const Pass& p) {
+  const Saved& s = p.saved;
+  const Layer& layer = p.layer;
+  const int64_t tables = layer.num_tables(), longest = layer.options().sequence_length;
+  TRIVIUM_CHECK(s.batch >= 0 && 1 <= s.length && s.length <= longest, "lut backward: saved are ", s.batch,
+                " sequences of ", s.length, ", expected a length of 1 to ", longest);
+  const auto matches = [&](const Tensor& t, Dtype dtype, int64_t count) {
+    TRIVIUM_CHECK(
+        t.dtype() == dtype && t.numel() == count && t.is_contiguous() && t.device() == layer.device(),
+        "lut backward: a saved tensor is ", t.shape(), " ", t.dtype(), " on ", t.device(),
+        ", expected contiguous ", dtype, " of ", count, " elements on ", layer.device());
+  };
+  if (layer.is_product()) {
+    matches(s.x, Dtype::f32, s.batch * s.length * layer.options().inputs);
+    return check_pe(layer, s.pe, "lut backward");
+  }
+  matches(s.index, Dtype::i32, p.rows() * tables);
+  matches(s.min_delta, Dtype::f32, p.rows() * tables);
+  matches(s.min_index, Dtype::i32, p.rows() * tables);
+  if (!p.has_pe()) return;
+  matches(s.pe_index, Dtype::i32, (s.length - 1) * tables);
+  matches(s.pe_min_delta, Dtype::f32, (s.length - 1) * tables);
+  matches(s.pe_min_index, Dtype::i32, (s.length - 1) * tables);
+}
+
+void check(const Pass& p) {
+  const Layer& layer = p.layer;
+  const BackwardOptions& o = p.options;
+  check_weights(layer, p.weights, "lut backward");
+  TRIVIUM_CHECK(layer.is_product() ? p.saved.x.rank() > 0
+                                   : p.saved.min_index.rank() > 0 && p.saved.min_delta.rank() > 0,
+                "lut backward: nothing was saved; call forward with training=True first");
+  check_saved(p);
+  check_tensor(p.gy, Dtype::f32, layer.device(), "lut backward: gy");
+  const int64_t outputs = layer.options().outputs;
+  const Shape expected =
+      layer.is_sequence() ? Shape{p.saved.batch, p.saved.length, outputs} : Shape{p.saved.batch, outputs};
+  TRIVIUM_CHECK(p.gy.shape() == expected, "lut backward: gy is ", p.gy.shape(), ", expected ", expected);
+  TRIVIUM_CHECK(!p.staged || (!p.fixed() && !layer.is_product()),
+                "lut backward: the staged path has float mode and no product modes");
+  if (o.policy == WeightPolicy::internal) {
+    TRIVIUM_CHECK(std::isfinite(o.eta) && o.eta >= 0, "lut backward: eta is ", o.eta,
+                  ", expected a finite number of at least 0");
+    TRIVIUM_CHECK(!o.normalized, "lut backward: normalized gradients cannot go with the internal policy");
+    TRIVIUM_CHECK(!p.fixed(), "lut backward: fixed-point mode cannot go with the internal policy");
+    TRIVIUM_CHECK(!p.weights.read_only(),
+                  "lut backward: the internal policy updates weights, but they are "
+                  "read-only");
+  }
+  TRIVIUM_CHECK(!o.gw.numel() || o.policy == WeightPolicy::dense,
+                "lut backward: gw goes with the dense policy");
+  if (o.gw.numel()) {
+    check_tensor(o.gw, Dtype::f32, layer.device(), "lut backward: gw");
+    TRIVIUM_CHECK(o.gw.shape() == p.weights.shape() && !o.gw.read_only(), "lut backward: gw is ",
+                  o.gw.shape(), ", expected a writable ", p.weights.shape());
+  }
+  TRIVIUM_CHECK(p.work.device() == layer.device(), "lut backward: the workspace is on ", p.work.device(),
+                ", the layer on ", layer.device());
+}
+
+// Lists the addressed rows and gives each its place in gw.
+void find_rows(Pass& p) {
+  const int64_t cells = p.layer.cells(), count = p.layer.num_tables() * cells;
+  Tensor marks = Tensor::empty({count}, Dtype::i32, p.layer.device());
+  LutMarkRowsArgs args{};
+  args.marks = marks.data_as<int32_t>();
+  args.num_tables = p.layer.num_tables();
+  args.cells = cells;
+  args.kind = p.layer.is_product() ? 2 : p.layer.is_sequence() ? 1 : 0;
+  if (args.kind == 0) args.index = p.saved.index.data_as<int32_t>(), args.rows = p.rows();
+  if (args.kind == 1) args.sequence = sequence_of(p.layer, p.saved);
+  if (args.kind == 2) args.product = product_args(p.layer, p.weights, p.saved).product;
+  call_kernel(p.layer.device(), &Kernels::lut_mark_rows, "lut_mark_rows", nullptr, args);
+  marks = marks.to(Device{});
+  const Tensor offset = Tensor::empty({count}, Dtype::i64);
+  const int64_t* pointers =
+      p.layer.options().pointers.numel() ? p.layer.options().pointers.data_as<int64_t>() : nullptr;
+  const bool general = pointers && p.layer.options().pointers.dim(0) == count + 1;
+  std::vector<int64_t> rows;
+  int64_t size = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    offset.data_as<int64_t>()[r] = marks.data_as<int32_t>()[r] ? size : -1;
+    if (!marks.data_as<int32_t>()[r]) continue;
+    rows.push_back(r);
+    const int64_t at = general ? r : r / cells;
+    size += pointers ? pointers[at + 1] - pointers[at] : p.layer.options().outputs;
+  }
+  p.out.rows = Tensor::empty({static_cast<int64_t>(rows.size())}, Dtype::i64);
+  std::copy(rows.begin(), rows.end(), p.out.rows.data_as<int64_t>());
+  p.out.gw = Tensor::zeros({size}, Dtype::f32, p.layer.device());
+  p.row_offset = offset.to(p.layer.device());
+}
+
+void set_target(Pass& p) {
+  if (!p.wants_weights()) return;
+  p.target.rate = p.layer.options().learning_rate;
+  p.target.rates = p.layer.rates().numel() ? p.layer.rates().data_as<float>() : nullptr;
+  switch (p.options.policy) {
+    case WeightPolicy::dense:
+      p.out.gw = p.options.gw.numel() ? p.options.gw
+                                      : Tensor::empty(p.weights.shape(), Dtype::f32, p.layer.device());
+      break;
+    case WeightPolicy::rows:
+      find_rows(p);
+      p.target.row_offset = p.row_offset.data_as<int64_t>();
+      break;
+    default:
+      p.target.sgd = 1;
+      p.target.eta = p.options.eta;
+      p.target.out = p.weights.data_as<float>();
+      return;
+  }
+  p.target.out = p.out.gw.data_as<float>();
+}
+
+// Scatters delta [rows, Nt] into gx on stream 0.
+void propagate(Pass& p) {
+  const int64_t inputs = p.layer.options().inputs;
+  if (p.fixed()) p.sums = Tensor::empty({p.rows(), inputs}, Dtype::i64, p.layer.device());
+  const LutPropagateArgs args{.anchors = p.layer.anchors().data_as<int32_t>(),
+                              .min_index = p.saved.min_index.data_as<int32_t>(),
+                              .delta = p.delta.data(),
+                              .gx = p.out.gx.data_as<float>(),
+                              .sums = p.fixed() ? p.sums.data_as<int64_t>() : nullptr,
+                              .rows = p.rows(),
+                              .inputs = inputs,
+                              .num_tables = p.layer.num_tables(),
+                              .num_anchors = p.layer.num_anchors(),
+                              .numerics = p.layer.numerics()};
+  p.work.run(
+      0, p.layer.is_sequence() ? "propagate_through_detectors_for_sequence" : "propagate_through_detectors",
+      &Kernels::lut_propagate_through_detectors, "lut_propagate_through_detectors", args);
+}
+
+void gather_pe(Pass& p) {
+  if (!p.has_pe()) return;
+  const LayerOptions& o = p.layer.options();
+  const LutPeGradientArgs args{.pe_delta = p.pe_delta.data(),
+                               .pe_min_index = p.saved.pe_min_index.data_as<int32_t>(),
+                               .gpe = p.out.gpe.data_as<float>(),
+                               .batch = p.saved.batch,
+                               .distances = p.saved.length - 1,
+                               .rows = o.sequence_length - 1,
+                               .num_tables = p.layer.num_tables(),
+                               .num_pe = o.positional_dim,
+                               .numerics = p.layer.numerics(),
+                               .unified = o.unified_pe};
+  p.work.run(0, "gather_pe_gradients", &Kernels::lut_gather_pe_gradients, "lut_gather_pe_gradients", args);
+}
+
+void gather_w(Pass& p) {
+  if (!p.wants_weights()) return;
+  if (p.layer.is_sequence()) {
+    const LutSequenceWGradientArgs args{.table = p.layer.table(p.weights.data_as<float>()),
+                                        .sequence = sequence_of(p.layer, p.saved),
+                                        .gy = p.gy.data_as<float>(),
+                                        .target = p.target,
+                                        .numerics = p.layer.numerics()};
+    p.work.run(p.w_stream(), "gather_w_gradients_for_sequence", &Kernels::lut_gather_w_gradients_for_sequence,
+               "lut_gather_w_gradients_for_sequence", args);
+    return;
+  }
+  const LutWGradientArgs args{.table = p.layer.table(p.weights.data_as<float>()),
+                              .gy = p.gy.data_as<float>(),
+                              .index = p.saved.index.data_as<int32_t>(),
+                              .target = p.target,
+                              .rows = p.rows(),
+                              .numerics = p.layer.numerics()};
+  p.work.run(p.w_stream(), "gather_w_gradients", &Kernels::lut_gather_w_gradients, "lut_gather_w_gradients",
+             args);
+}
+
+void fused(Pass& p) {
+  const bool sequence = p.layer.is_sequence();
+  if (p.wants_weights() && p.w_stream() != 0) gather_w(p);
+  if (sequence && (p.options.need_x || p.has_pe())) {
+    const LutSequenceXGradientArgs args{.table = p.layer.table(p.weights.data_as<float>()),
+                                        .sequence = sequence_of(p.layer, p.saved),
+                                        .gy = p.gy.data_as<float>(),
+                                        .delta = p.delta.data(),
+                                        .pe_delta = p.has_pe() ? p.pe_delta.data() : nullptr,
+                                        .numerics = p.layer.numerics()};
+    p.work.run(0, "gather_x_gradients_for_sequence", &Kernels::lut_gather_x_gradients_for_sequence,
+               "lut_gather_x_gradients_for_sequence", args);
+    if (p.options.need_x) propagate(p);
+    gather_pe(p);
+  } else if (!sequence && p.options.need_x) {
+    const LutXGradientArgs args{.table = p.layer.table(p.weights.data_as<float>()),
+                                .gy = p.gy.data_as<float>(),
+                                .index = p.saved.index.data_as<int32_t>(),
+                                .min_delta = p.saved.min_delta.data_as<float>(),
+                                .min_index = p.saved.min_index.data_as<int32_t>(),
+                                .delta = p.delta.data(),
+                                .rows = p.rows(),
+                                .numerics = p.layer.numerics()};
+    p.work.run(0, "gather_x_gradients", &Kernels::lut_gather_x_gradients, "lut_gather_x_gradients", args);
+    propagate(p);
+  }
+  if (p.wants_weights() && p.w_stream() == 0)
+    gather_w(p);
+  else if (p.wants_weights())
+    p.work.join(0, 1);
+}
+
+// Streams 0 and 1: dot products with the addressed and the alternative rows; 2: weight gradients.
+void staged_rows(Pass& p) {
+  LutStagedArgs a = staged_args(p.layer, p.weights, p.saved);
+  const int64_t detectors = p.rows() * p.layer.num_tables();
+  p.events = Tensor::empty({detectors * 2 * a.groups, 16}, Dtype::u8, p.layer.device());
+  p.dots = Tensor::empty({detectors, 2}, Dtype::f32, p.layer.device());
+  a.events = static_cast<LutEvent*>(p.events.data());
+  a.dots = p.dots.data_as<float>();
+  a.gy = p.gy.data_as<float>();
+  a.delta = p.delta.data_as<float>();
+  a.target = p.target;
+  run_stage(p.work, 0, a, LutStage::fire_detectors_by_lookup_indices, "fire_detectors_by_lookup_indices");
+  p.work.join(1, 0);
+  p.work.join(2, 0);
+  run_stage(p.work, 0, a, LutStage::gather_gradients, "gather_gradients (main)");
+  a.part = 1;
+  run_stage(p.work, 1, a, LutStage::gather_gradients, "gather_gradients (alternative)");
+  p.work.join(0, 1);
+  const bool internal = p.options.policy == WeightPolicy::internal;
+  if (internal) p.work.join(2, 0);  // the update follows both reads of the old weights
+  if (p.wants_weights()) run_stage(p.work, 2, a, LutStage::gather_w_gradients, "gather_w_gradients");
+  run_stage(p.work, 0, a, LutStage::propagate_through_detectors, "surrogate slopes");
+  propagate(p);
+  p.work.join(0, 2);
+}
+
+// Streams 0 and 2: dot products with the fired and the alternative rows; 1: weight gradients.
+void staged_sequence(Pass& p) {
+  LutStagedArgs a = staged_args(p.layer, p.weights, p.saved);
+  const int64_t cells = p.layer.cells(), detectors = p.rows() * p.layer.num_tables();
+  const int64_t pairs = p.saved.batch * p.layer.num_tables() * p.saved.length * (p.saved.length - 1) / 2;
+  p.stat = Tensor::empty({detectors, cells}, Dtype::i32, p.layer.device());
+  p.events = Tensor::empty({pairs, 16}, Dtype::u8, p.layer.device());
+  p.alternatives = Tensor::empty({2 * pairs, 16}, Dtype::u8, p.layer.device());
+  p.dots = Tensor::empty({detectors, cells}, Dtype::f32, p.layer.device());
+  a.firing_stat = p.stat.data_as<int32_t>();
+  a.events = static_cast<LutEvent*>(p.events.data());
+  a.alternatives = static_cast<LutEvent*>(p.alternatives.data());
+  a.dots = p.dots.data_as<float>();
+  a.gy = p.gy.data_as<float>();
+  a.delta = p.delta.data_as<float>();
+  a.pe_delta = p.has_pe() ? p.pe_delta.data_as<float>() : nullptr;
+  a.target = p.target;
+  run_stage(p.work, 0, a, LutStage::fill_after_detectors_firing_stat, "fill_after_detectors_firing_stat");
+  run_stage(p.work, 0, a, LutStage::densify_firing_stat, "densify_firing_stat");
+  p.work.join(1, 0);
+  p.work.join(2, 0);
+  run_stage(p.work, 0, a, LutStage::gather_gradients_for_sequence, "gather_gradients (main)");
+  LutStagedArgs second = a;
+  second.part = 1;
+  run_stage(p.work, 2, second, LutStage::gather_gradients_for_sequence, "gather_gradients (alternative)");
+  p.work.join(0, 2);
+  if (p.options.policy == WeightPolicy::internal) p.work.join(1, 0);
+  if (p.wants_weights())
+    run_stage(p.work, 1, a, LutStage::gather_w_gradients_for_sequence, "gather_w_gradients");
+  run_stage(p.work, 0, a, LutStage::propagate_through_detectors_for_sequence, "surrogate slopes");
+  propagate(p);
+  gather_pe(p);
+  p.work.join(0, 1);
+}
+
+void product(Pass& p) {
+  LutProductArgs a = product_args(p.layer, p.weights, p.saved);
+  a.gy = p.gy.data_as<float>();
+  a.gx = p.options.need_x ? p.out.gx.data_as<float>() : nullptr;
+  if (a.gx) {
+    if (p.fixed()) p.sums = Tensor::empty(p.out.gx.shape(), Dtype::i64, p.layer.device());
+    a.sums = p.fixed() ? p.sums.data_as<int64_t>() : nullptr;
+    p.work.run(0, "gather_x_gradients_by_product", &Kernels::lut_product_backward, "lut_product_backward", a);
+  }
+  a.gx = nullptr;
+  if (p.has_pe()) {
+    if (p.fixed()) p.pe_delta = Tensor::empty(p.out.gpe.shape(), Dtype::i64, p.layer.device());
+    a.sums = p.fixed() ? p.pe_delta.data_as<int64_t>() : nullptr;
+    a.gpe = p.out.gpe.data_as<float>();
+    p.work.run(0, "gather_pe_gradients_by_product", &Kernels::lut_product_backward, "lut_product_backward",
+               a);
+  }
+  a.gpe = nullptr;
+  if (!p.wants_weights()) return;
+  a.target = p.target;
+  p.work.run(p.w_stream(), "gather_w_gradients_by_product", &Kernels::lut_product_backward,
+             "lut_product_backward", a);
+  if (p.w_stream() != 0) p.work.join(0, p.w_stream());
+}
+
+void normalize(Pass& p, Tensor& values) {
+  if (!values.numel()) return;
+  const Tensor scratch = Tensor::empty({kLutNormalizeParts + 1}, Dtype::f32, p.layer.device());
+  const LutNormalizeArgs args{values.data_as<float>(), scratch.data_as<float>(), values.numel()};
+  p.work.run(0, "normalize", &Kernels::lut_normalize, "lut_normalize", args);
+  p.work.finish();
+}
+
+}  // namespace
+
+Gradients backward(const Layer& layer, const Tensor& weights, const Tensor& gy, const Saved& saved,
+                   const BackwardOptions& options, Workspace& work, bool staged) {
+  Pass p{.layer = layer,
+         .weights = weights,
+         .gy = gy,
+         .saved = saved,
+         .options = options,
+         .work = work,
+         .staged = staged};
+  check(p);
+  const LayerOptions& o = layer.options();
+  if (options.need_x)
+    p.out.gx = Tensor::empty(
+        layer.is_sequence() ? Shape{saved.batch, saved.length, o.inputs} : Shape{saved.batch, o.inputs},
+        Dtype::f32, layer.device());
+  if (p.has_pe()) p.out.gpe = Tensor::empty(layer.pe_shape(), Dtype::f32, layer.device());
+  if (!layer.is_product()) {
+    p.delta = p.accumulators({p.rows(), layer.num_tables()});
+    if (p.has_pe()) p.pe_delta = p.accumulators({saved.batch, saved.length - 1, layer.num_tables()});
+  }
+  set_target(p);
+  if (layer.is_product())
+    product(p);
+  else if (staged && layer.is_sequence())
+    staged_sequence(p);
+  else if (staged)
+    staged_rows(p);
+  else
+    fused(p);
+  work.finish();
+  if (options.normalized) {
+    normalize(p, p.out.gw);
+    normalize(p, p.out.gpe);
+  }
+  return std::move(p.out);
+}
+
+}  // namespace trivium::lut

@@ -1,0 +1,44 @@
+// The streams a LUT operation runs its stages on, joined by events; nothing here waits for a device.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/registry.h"
+#include "core/stream.h"
+
+namespace trivium::lut {
+
+// Reused from call to call; not by two threads at once. On the CPU the stages run one after another in the
+// order they are queued; the trace is the same on every device.
+class Workspace {
+ public:
+  static constexpr int kStreams = 3;
+
+  explicit Workspace(Device device);
+  Device device() const { return device_; }
+
+  // Queues a kernel on stream `stream`; `name` is its entry's, `stage` what the trace calls it.
+  template <class Args>
+  void run(int stream, const char* stage, Status (*Kernels::*entry)(StreamHandle*, const Args*),
+           const char* name, const Args& args) {
+    if (trace) trace->push_back(concat(stage, " on ", stream));
+    call_kernel(device_, entry, name, handle(stream), args);
+  }
+  // Later work of `waiting` starts after what `other` has been given so far.
+  void join(int waiting, int other);
+  // Blocks the host until stream 0 is done: the end of an operation whose result is returned.
+  void finish();
+
+  std::vector<std::string>* trace = nullptr;  // when set: one line a stage, record and wait
+
+ private:
+  StreamHandle* handle(int stream) const;
+
+  Device device_;
+  std::optional<Stream> streams_[kStreams];
+  std::optional<Event> events_[kStreams];
+};
+
+}  // namespace trivium::lut

@@ -1,0 +1,46 @@
+// What the mLSTM ops share: argument checks and the filling of argument blocks.
+#pragma once
+
+#include <string>
+
+#include "core/registry.h"
+#include "ops/mlstm.h"
+
+namespace trivium::ops::mlstm {
+
+// All of these throw InvalidArgument with `op` in front.
+struct Call {
+  const char* op;
+  MlstmSizes size{};
+  Dtype dtype = Dtype::f32;
+  Device device;
+
+  // Shapes and types of q, k, v (k or v may be undefined) and the settings.
+  Call(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const MlstmSettings& settings);
+
+  void expect(const Tensor& t, const char* name, const Shape& shape, Dtype dtype) const;
+  void initial(const MlstmState& state, const MlstmSettings& settings) const;  // all of it or nothing
+  MlstmOptions options(const MlstmSettings& settings) const;
+  void same_device(const Tensor& t, const char* name) const;
+
+  Shape per_token() const { return {size.batch, size.heads, size.tokens}; }
+  Shape with_head(int64_t dim) const { return {size.batch, size.heads, size.tokens, dim}; }
+  Shape matrix(int64_t slots = 1) const { return {size.batch, size.heads, slots * size.dqk, size.dv}; }
+  Shape vector(int64_t slots = 1) const { return {size.batch, size.heads, slots * size.dqk}; }
+  Tensor floats(const Shape& shape) const { return Tensor::empty(shape, Dtype::f32, device); }
+};
+
+struct LogGates {
+  Tensor i, f;  // f32 [B, NH, S]
+};
+LogGates log_gates(const Call& call, const Tensor& i, const Tensor& f, MlstmForget forget,
+                   bool sigmoid_input);
+
+MlstmStrides strides_of(const Tensor& t);
+inline float* floats_of(const Tensor& t) { return t.data() ? t.data_as<float>() : nullptr; }
+void check_finite(const Tensor& t, const char* op, const char* name);
+Tensor work_memory(const Call& call, int64_t floats);  // undefined on the CPU
+void run_forward(const Call& call, MlstmForwardArgs& args);
+void run_backward(const Call& call, MlstmBackwardArgs& args);
+
+}  // namespace trivium::ops::mlstm

@@ -1,0 +1,5 @@
+"""XLA FFI handlers of the trivium package; use them through `import trivium.jax`."""
+
+from typing import Any
+
+def handlers() -> dict[str, Any]: ...

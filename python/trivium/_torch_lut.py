@@ -1,0 +1,245 @@
+"""LUT layers for PyTorch: trivium.torch.LUTLayer. Weights are torch parameters over the memory of the layer."""
+
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _core
+from .lut import LUTLayer as NumpyLayer
+from .lut import LUTLayerBasic, layers
+
+# Custom ops take tensors and numbers: a layer is passed by its number here.
+_numbers = itertools.count()
+_layers: "weakref.WeakValueDictionary[int, LUTModule]" = weakref.WeakValueDictionary()
+
+
+def _torch(t: _core.Tensor) -> Tensor:
+    return torch.from_dlpack(t) if t.size else torch.empty(t.shape, dtype=getattr(torch, t.dtype))
+
+
+def _empty_like_saved(module: "LUTModule", x: Tensor) -> list[Tensor]:
+    """Shapes of what a forward saves: index, min_delta, min_index, and those of the embeddings."""
+    if module.is_product:
+        return [x.new_empty(0) for _ in range(6)]
+    tables = module.layer.anchors.shape[0]
+    rows = [*x.shape[:-1], tables]
+    distances = [x.shape[1] - 1 if module.layer.positional_dim else 0, tables]
+    kinds = (torch.int32, torch.float32, torch.int32)
+    return [x.new_empty(shape, dtype=kind) for shape in (rows, distances) for kind in kinds]
+
+
+@torch.library.custom_op("trivium::lut_forward", mutates_args=())
+def lut_forward(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> list[Tensor]:
+    """[y, index, min_delta, min_index, pe_index, pe_min_delta, pe_min_index] of x float32 [..., inputs]."""
+    module = _layers[number]
+    y, s = module.native.forward(
+        weight.detach(), x.detach().contiguous(), module.pe_argument(pe), training=training
+    )
+    saved = [s.index, s.min_delta, s.min_index, s.pe_index, s.pe_min_delta, s.pe_min_index]
+    if module.is_product or not training:
+        return [_torch(y), *(x.new_empty(0) for _ in saved)]
+    likes = _empty_like_saved(module, x)
+    return [_torch(y), *(_torch(t) if t.size else like for t, like in zip(saved, likes))]
+
+
+@lut_forward.register_fake
+def _(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> list[Tensor]:
+    module = _layers[number]
+    y = x.new_empty([*x.shape[:-1], module.layer.n_outputs])
+    saved = _empty_like_saved(module, x) if training else [x.new_empty(0) for _ in range(6)]
+    return [y, *saved]
+
+
+def _saved(module: "LUTModule", x: Tensor, pe: Tensor, saved: list[Tensor]) -> _core.LutSaved:
+    batch, length = x.shape[0], x.shape[1] if module.sequential else 1
+    more = {"x": x.detach().contiguous(), "pe": module.pe_argument(pe)} if module.is_product else {}
+    index, delta, alternative, pe_index, pe_delta, pe_alternative = (t.detach().contiguous() for t in saved)
+    return _core.LutSaved(
+        index, delta, alternative, pe_index, pe_delta, pe_alternative, batch, length, **more
+    )
+
+
+@torch.library.custom_op("trivium::lut_backward", mutates_args=())
+def lut_backward(
+    gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
+) -> list[Tensor]:
+    """[gx, gW, gPE]; gx and gPE are empty when not needed."""
+    module = _layers[number]
+    g = module.native.backward(
+        weight.detach(),
+        gy.detach().contiguous(),
+        _saved(module, x, pe, saved),
+        normalized=module.layer.normalized,
+        need_x=need_x,
+    )
+    return [
+        _torch(g.gx) if need_x else x.new_empty(0),
+        _torch(g.gw),
+        _torch(g.gpe) if pe.numel() else pe.new_empty(0),
+    ]
+
+
+@lut_backward.register_fake
+def _(
+    gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
+) -> list[Tensor]:
+    gx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
+    return [gx, torch.empty_like(weight), torch.empty_like(pe)]
+
+
+@torch.library.custom_op("trivium::lut_backward_internal", mutates_args={"weight"})
+def lut_backward_internal(
+    gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
+) -> list[Tensor]:
+    """[gx, gPE]; weight -= eta * gradient, eta from the layer's hook."""
+    module = _layers[number]
+    g = module.native.backward(
+        weight.detach(),
+        gy.detach().contiguous(),
+        _saved(module, x, pe, saved),
+        policy="internal",
+        eta=module.step_size(),
+        need_x=need_x,
+    )
+    return [_torch(g.gx) if need_x else x.new_empty(0), _torch(g.gpe) if pe.numel() else pe.new_empty(0)]
+
+
+@lut_backward_internal.register_fake
+def _(
+    gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
+) -> list[Tensor]:
+    gx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
+    return [gx, torch.empty_like(pe)]
+
+
+def _row_sparse(
+    ctx: Any, gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor]
+) -> list[Any]:
+    """[gx, gW as a sparse tensor, gPE], outside of custom ops: the number of rows depends on the data."""
+    module = _layers[ctx.number]
+    g = module.native.backward(
+        weight.detach(),
+        gy.detach().contiguous(),
+        _saved(module, x, pe, saved),
+        policy="rows",
+        normalized=module.layer.normalized,
+        need_x=ctx.needs_input_grad[0],
+    )
+    gradient = module.layer._weight_gradient(g)
+    if module.layer.targets is None:
+        rows = torch.from_numpy(gradient.rows)
+        cells = module.native.cells
+        where, values = torch.stack([rows // cells, rows % cells]), torch.from_numpy(gradient.values)
+    else:
+        index, flat = gradient.flat()
+        where, values = torch.from_numpy(index)[None], torch.from_numpy(flat)
+    gw = torch.sparse_coo_tensor(where, values, weight.shape, is_coalesced=True, check_invariants=False)
+    return [_torch(g.gx) if ctx.needs_input_grad[0] else None, gw, _torch(g.gpe) if pe.numel() else None]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, weight, pe, ctx.number, ctx.training = inputs
+    ctx.module = _layers[ctx.number]  # may be the last reference until backward
+    ctx.save_for_backward(x, weight, pe, *output[1:])
+    ctx.set_materialize_grads(False)
+    for t in output[1:]:
+        ctx.mark_non_differentiable(t)
+
+
+def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    gy = grads[0]
+    if gy is None:
+        return None, None, None, None, None
+    x, weight, pe, *saved = ctx.saved_tensors
+    if not ctx.training:
+        raise _core.InvalidArgument("backward: the forward pass ran without training; nothing was saved")
+    policy = _layers[ctx.number].layer.policy
+    need_x = ctx.needs_input_grad[0]
+    if policy == "internal":
+        gx, gpe = torch.ops.trivium.lut_backward_internal(gy, x, weight, pe, saved, ctx.number, need_x)
+        gw = None
+    elif policy == "row_sparse":
+        gx, gw, gpe = _row_sparse(ctx, gy, x, weight, pe, saved)
+    else:
+        gx, gw, gpe = torch.ops.trivium.lut_backward(gy, x, weight, pe, saved, ctx.number, need_x)
+    return gx if need_x else None, gw, gpe if ctx.needs_input_grad[2] else None, None, None
+
+
+torch.library.register_autograd("trivium::lut_forward", _backward, setup_context=_setup)
+
+
+class LUTModule(nn.Module):
+    """Any trivium.lut layer as a torch module. Second derivatives are not supported.
+
+    torch.compile takes the dense and the internal policy into its graphs; row_sparse breaks the graph.
+    """
+
+    def __init__(self, layer: LUTLayerBasic) -> None:
+        super().__init__()
+        if layer.native.device != "cpu":
+            raise _core.Unsupported(f"torch layers are on the cpu only, not {layer.native.device}")
+        self.layer, self.native = layer, layer.native
+        self.sequential = layer.sequence_length > 1
+        self.is_product = self.sequential and layer._options["mode"] != "sequence"
+        self.weight = nn.Parameter(torch.from_numpy(layer.weight), requires_grad=True)
+        if layer.positional_dim:
+            self.positional_embeddings = nn.Parameter(torch.from_numpy(layer.positional_embeddings))
+        else:
+            self.register_buffer("positional_embeddings", torch.empty(0), persistent=False)
+        self.register_buffer("anchors", torch.from_numpy(layer.anchors))
+        self.number = next(_numbers)
+        _layers[self.number] = self
+
+    def pe_argument(self, pe: Tensor) -> Tensor | None:
+        return pe.detach() if self.layer.positional_dim else None
+
+    def set_learning_rate_hook(self, hook: Callable[[Any], float] | None) -> None:
+        """hook(weight) gives the step of an internal update; it is called once per backward."""
+        self.layer.set_learning_rate_hook(hook)
+
+    def step_size(self) -> float:
+        if self.layer._hook is None:
+            raise _core.InvalidArgument("backward: the internal policy needs set_learning_rate_hook")
+        return float(self.layer._hook(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [batch, (positions,) *input_shape] -> [batch, (positions,) *output_shape]; converted to float32."""
+        shape = self.layer.input_shape
+        split = x.ndim - len(shape)
+        if split < 1 or tuple(x.shape[split:]) != shape or (self.sequential and split != 2):
+            raise _core.InvalidArgument(f"x is {list(x.shape)}, expected [batch, {str(list(shape))[1:-1]}]")
+        lead = x.shape[:split]
+        flat = (
+            x.to(torch.float32).reshape(*lead, -1)
+            if self.sequential
+            else x.to(torch.float32).reshape(-1, self.layer._options["inputs"])
+        )
+        y = torch.ops.trivium.lut_forward(
+            flat, self.weight, self.positional_embeddings, self.number, torch.is_grad_enabled()
+        )[0]
+        return y.reshape(*lead, *self.layer.output_shape)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.layer._build(self.anchors.numpy(), self.layer.targets)
+        self.native = self.layer.native
+
+
+class LUTLayer(LUTModule):
+    """trivium.lut.LUTLayer for torch: the same arguments."""
+
+    def __init__(
+        self, n_inputs: int, n_anchors_per_detector: int, n_detectors: int, n_outputs: int, **options: Any
+    ) -> None:
+        super().__init__(NumpyLayer(n_inputs, n_anchors_per_detector, n_detectors, n_outputs, **options))
+
+
+def module(layer: LUTLayerBasic) -> LUTModule:
+    """A torch module over `layer`, whose weights it shares."""
+    if not isinstance(layer, layers.LUTLayerBasic):
+        raise _core.InvalidArgument(f"layer is a {type(layer).__name__}, expected a layer of trivium.lut")
+    return LUTModule(layer)

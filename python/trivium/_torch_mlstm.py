@@ -1,0 +1,308 @@
+"""The mLSTM for torch: an autograd function over trivium's kernels, and a layer.
+
+>>> import torch
+>>> q, k, v = torch.randn(3, 1, 2, 100, 16).unbind()
+>>> i, f = torch.randn(2, 1, 2, 100).unbind()
+>>> mlstm_chunkwise(q, k, v, i, f).shape
+torch.Size([1, 2, 100, 16])
+"""
+
+from typing import Any
+
+from . import mlstm
+from ._core import InvalidArgument, MlstmOptions
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(f"trivium.torch needs torch, which cannot be imported: {error}") from error
+
+__all__ = ["mLSTMLayer", "mlstm_chunkwise", "mlstm_step"]
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [torch.from_dlpack(v) for v in values]
+
+
+def _empty(like: torch.Tensor) -> torch.Tensor:
+    return like.new_empty(0)
+
+
+def _detached(*values: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """For DLPack; an empty tensor stands for an absent one."""
+    return [None if v is None or v.numel() == 0 else v.detach() for v in values]
+
+
+@torch.library.custom_op("trivium::mlstm_forward", mutates_args=())
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    i: torch.Tensor,
+    f: torch.Tensor,
+    c0: torch.Tensor | None,
+    n0: torch.Tensor | None,
+    m0: torch.Tensor | None,
+    return_last_states: bool,
+    eps: float,
+    chunk_size: int,
+    qk_scale: float | None,
+    grad_mode: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    options = MlstmOptions(qk_scale=qk_scale, chunk_size=chunk_size, eps=eps)
+    h, n_out, nt, m_out, last, _ = mlstm._forward(
+        _detached(q, k, v, i, f), _detached(c0, n0, m0), options, return_last_states, False
+    )
+    state = _tensors(last) if return_last_states else [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
+    return (*_tensors((h, n_out, nt, m_out)), *state)
+
+
+@_forward.register_fake
+def _(q, k, v, i, f, c0, n0, m0, return_last_states, eps, chunk_size, qk_scale, grad_mode):  # type: ignore[no-untyped-def]
+    b, nh, s, dqk = q.shape
+    gate = [q.new_empty((b, nh, s), dtype=torch.float32) for _ in range(3)]
+    shapes = [(b, nh, dqk, v.shape[3]), (b, nh, dqk), (b, nh)] if return_last_states else [(0,)] * 3
+    return (torch.empty_like(v), *gate, *(q.new_empty(shape, dtype=torch.float32) for shape in shapes))
+
+
+@torch.library.custom_op("trivium::mlstm_backward", mutates_args=())
+def _backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    i: torch.Tensor,
+    f: torch.Tensor,
+    c0: torch.Tensor | None,
+    n0: torch.Tensor | None,
+    m0: torch.Tensor | None,
+    n_out: torch.Tensor,
+    m_out: torch.Tensor,
+    nt: torch.Tensor,
+    dh: torch.Tensor,
+    dc: torch.Tensor | None,
+    dn: torch.Tensor | None,
+    eps: float,
+    chunk_size: int,
+    qk_scale: float | None,
+    grad_mode: str,
+) -> tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+]:
+    x, (c, n, m) = _detached(q, k, v, i, f), _detached(c0, n0, m0)
+    grads = mlstm.chunkwise_bw(
+        x[0],
+        x[1],
+        x[2],
+        x[3],
+        x[4],
+        c,
+        n,
+        m,
+        qk_scale=qk_scale,
+        vecN_out=n_out,
+        vecM_out=m_out,
+        vecNt=nt,
+        matDeltaH=dh.detach(),
+        matDeltaC_last=None if dc is None else dc.detach(),
+        vecDeltaN_last=None if dn is None else dn.detach(),
+        CHUNK_SIZE=chunk_size,
+        EPS=eps,
+        grad_mode=grad_mode,
+    )
+    state = _tensors(grads[5:]) if c0 is not None else [_empty(n_out) for _ in range(3)]
+    if m0 is not None:
+        state[2] = state[2].reshape(m0.shape)
+    return (*_tensors(grads[:5]), *state)
+
+
+@_backward.register_fake
+def _(q, k, v, i, f, c0, n0, m0, n_out, m_out, nt, dh, dc, dn, eps, chunk_size, qk_scale, grad_mode):  # type: ignore[no-untyped-def]
+    state = [_empty(n_out) if t is None else torch.empty_like(t) for t in (c0, n0, m0)]
+    return (*(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, i, f)), *state)
+
+
+def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, i, f, c0, n0, m0, _, eps, chunk_size, qk_scale, grad_mode = inputs
+    _, n_out, nt, m_out, *_ = output
+    ctx.save_for_backward(q, k, v, i, f, c0, n0, m0, n_out, m_out, nt)
+    ctx.settings = (eps, chunk_size, qk_scale, grad_mode)
+    ctx.has_state = c0 is not None
+    ctx.returns_state = inputs[8]
+
+
+def _gradient(ctx, dh, dn_out, dnt, dm_out, dc, dn, dm):  # type: ignore[no-untyped-def]
+    q, k, v, i, f, c0, n0, m0, n_out, m_out, nt = ctx.saved_tensors
+    if not ctx.returns_state:
+        dc = dn = None
+    grads = torch.ops.trivium.mlstm_backward(
+        q, k, v, i, f, c0, n0, m0, n_out, m_out, nt, dh.to(v.dtype).contiguous(), dc, dn, *ctx.settings
+    )
+    state = grads[5:] if ctx.has_state else (None, None, None)
+    return (*grads[:5], *state, None, None, None, None, None)
+
+
+_forward.register_autograd(_gradient, setup_context=_setup)
+
+
+def mlstm_chunkwise(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    i: torch.Tensor,
+    f: torch.Tensor,
+    c_initial: torch.Tensor | None = None,
+    n_initial: torch.Tensor | None = None,
+    m_initial: torch.Tensor | None = None,
+    return_last_states: bool = False,
+    eps: float = 1e-6,
+    chunk_size: int = 64,
+    *,
+    qk_scale: float | None = None,
+    grad_mode: str = "exact",
+) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The mLSTM with gradients: q, k [B, NH, S, DHQK], v [B, NH, S, DHHV], gate pre-activations i, f [B, NH, S].
+
+    Returns h like v or, with return_last_states, (h, (c, n, m)); m is [B, NH, 1] as in mlstm_kernels, and m_initial
+    may be [B, NH] or [B, NH, 1]. Any S. grad_mode "exact" is the true gradient (but for terms of eps), "approx" the one
+    of the published kernels, which takes the denominator for a constant."""
+    if grad_mode not in ("exact", "approx"):
+        raise InvalidArgument(f'mlstm_chunkwise: grad_mode is "{grad_mode}", expected "exact" or "approx"')
+    out = torch.ops.trivium.mlstm_forward(
+        q,
+        k,
+        v,
+        i,
+        f,
+        c_initial,
+        n_initial,
+        m_initial,
+        return_last_states,
+        eps,
+        chunk_size,
+        qk_scale,
+        grad_mode,
+    )
+    if not return_last_states:
+        return out[0]
+    return out[0], (out[4], out[5], out[6].unsqueeze(-1))
+
+
+def mlstm_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    i: torch.Tensor,
+    f: torch.Tensor,
+    c: torch.Tensor,
+    n: torch.Tensor,
+    m: torch.Tensor,
+    eps: float = 1e-6,
+    *,
+    qk_scale: float | None = None,
+) -> torch.Tensor:
+    """One token without gradients: q, k [B, NH, DHQK], v [B, NH, DHHV], i, f [B, NH] or [B, NH, 1] -> [B, NH, DHHV].
+
+    The state c, n and m is updated in place."""
+    i, f = (g.detach().reshape(q.shape[:2]) for g in (i, f))
+    h = mlstm.recurrent_step(
+        q.detach(),
+        k.detach(),
+        v.detach(),
+        i,
+        f,
+        c.detach(),
+        n.detach(),
+        m.detach().view(q.shape[:2]),
+        qk_scale,
+        eps,
+    )
+    return torch.from_dlpack(h)
+
+
+class mLSTMLayer(torch.nn.Module):
+    """The sequence mixing layer of xLSTM: projections, cell, per-head LayerNorm, output gate. x [B, S, dim] -> the same.
+
+    Parameter names are those of an xLSTMForCausalLM checkpoint, so its mlstm_layer state loads as it is."""
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_heads: int,
+        qk_dim_factor: float = 0.5,
+        v_dim_factor: float = 1.0,
+        use_bias: bool = False,
+        norm_eps: float = 1e-6,
+        eps: float = 1e-6,
+        gate_soft_cap: float | None = 15.0,
+        chunk_size: int = 64,
+        grad_mode: str = "exact",
+    ) -> None:
+        super().__init__()
+        qk_dim, v_dim = int(embedding_dim * qk_dim_factor), int(embedding_dim * v_dim_factor)
+        if qk_dim % num_heads or v_dim % num_heads:
+            raise InvalidArgument(f"mLSTMLayer: {num_heads} heads do not divide {qk_dim} and {v_dim}")
+        self.num_heads, self.norm_eps, self.eps = num_heads, norm_eps, eps
+        self.gate_soft_cap, self.chunk_size, self.grad_mode = gate_soft_cap, chunk_size, grad_mode
+        linear = torch.nn.Linear
+        self.q = linear(embedding_dim, qk_dim, bias=use_bias)
+        self.k = linear(embedding_dim, qk_dim, bias=use_bias)
+        self.v = linear(embedding_dim, v_dim, bias=use_bias)
+        self.ogate_preact = linear(embedding_dim, v_dim, bias=use_bias)
+        self.igate_preact = linear(embedding_dim, num_heads)
+        self.fgate_preact = linear(embedding_dim, num_heads)
+        self.multihead_norm = torch.nn.Module()
+        self.multihead_norm.weight = torch.nn.Parameter(torch.ones(v_dim))
+        if use_bias:
+            self.multihead_norm.bias = torch.nn.Parameter(torch.zeros(v_dim))
+        self.out_proj = linear(v_dim, embedding_dim, bias=use_bias)
+        self.reset_gates()
+
+    def reset_gates(self) -> None:
+        """Gates start closed for input and open for memory: biases -10 and 3 to 6."""
+        with torch.no_grad():
+            for gate in (self.igate_preact, self.fgate_preact):
+                gate.weight.zero_()
+            self.igate_preact.bias.fill_(-10)
+            self.fgate_preact.bias.copy_(torch.linspace(3, 6, self.num_heads))
+
+    def _gate(self, gate: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        z = gate(x).transpose(1, 2).float()
+        cap = self.gate_soft_cap
+        return (z if cap is None else cap * torch.tanh(z / cap)).contiguous()
+
+    def forward(
+        self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(y, state after the sequence)"""
+        b, s, _ = x.shape
+
+        def heads(linear: torch.nn.Linear) -> torch.Tensor:
+            return linear(x).view(b, s, self.num_heads, -1).transpose(1, 2)
+
+        c, n, m = (None, None, None) if state is None else state
+        h, state = mlstm_chunkwise(
+            heads(self.q),
+            heads(self.k),
+            heads(self.v),
+            self._gate(self.igate_preact, x),
+            self._gate(self.fgate_preact, x),
+            c,
+            n,
+            m,
+            return_last_states=True,
+            eps=self.eps,
+            chunk_size=self.chunk_size,
+            grad_mode=self.grad_mode,
+        )
+        h = torch.nn.functional.layer_norm(h.float(), h.shape[-1:], eps=self.norm_eps).to(x.dtype)
+        h = h.transpose(1, 2).reshape(b, s, -1) * self.multihead_norm.weight
+        if hasattr(self.multihead_norm, "bias"):
+            h = h + self.multihead_norm.bias
+        return self.out_proj(torch.sigmoid(self.ogate_preact(x)) * h), state

@@ -1,0 +1,257 @@
+"""The LUT language model: embedding, causal LUT attention, LUT feed-forward, LUT unembedding; no matrix products."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from .._core import InvalidArgument
+from . import connectivity
+from .layers import LUTLayer, LUTLayerBasic, SynapseMeta
+
+END_OF_TEXT = 256  # id of the end token, for vocabularies that have one beside the 256 bytes
+
+
+class LUTTransformer:
+    """z = embedding[tokens]; per layer z += attention(z), z += ffn(z); logits = unembedder(z).
+
+    attention is sequential with num_heads * n_detectors tables, ffn and unembedder see positions one by one. The
+    embedding is random and frozen. Every table starts at zero; train with cross-entropy through backward().
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_dim: int,
+        context_size: int,
+        positional_dim: int,
+        num_layers: int,
+        num_heads: int,
+        n_detectors: int,
+        n_anchors_per_detector: int,
+        n_anchors_per_detector_attention: int | None = None,
+        *,
+        no_ffn: bool = False,
+        dropout: float = 0.0,
+        unified_pe: bool = False,
+        synapse_meta: SynapseMeta | None = None,
+        weights_gradient_policy: str = "dense",
+        summation: str = "float32",
+        int_rescaler: float = 0.001,
+        cmp_eps: float = 0.0,
+        random_seed: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        for name, value, least in (
+            ("vocab_size", vocab_size, 1),
+            ("embedding_dim", embedding_dim, 2),
+            ("context_size", context_size, 2),
+            ("positional_dim", positional_dim, 0),
+            ("num_layers", num_layers, 0),
+            ("num_heads", num_heads, 1),
+        ):
+            if value < least:
+                raise InvalidArgument(f"{name} is {value}, expected at least {least}")
+        if not 0 <= dropout < 1:
+            raise InvalidArgument(f"dropout is {dropout}, expected 0 up to 1")
+        attention_anchors = n_anchors_per_detector_attention or n_anchors_per_detector
+        self.config: dict[str, Any] = dict(
+            vocab_size=vocab_size,
+            embedding_dim=embedding_dim,
+            context_size=context_size,
+            positional_dim=positional_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            n_detectors=n_detectors,
+            n_anchors_per_detector=n_anchors_per_detector,
+            n_anchors_per_detector_attention=attention_anchors,
+            no_ffn=no_ffn,
+            unified_pe=unified_pe,
+            cmp_eps=cmp_eps,
+        )
+        self.dropout, self._rng = dropout, connectivity.generator(random_seed, 4)
+        common: dict[str, Any] = dict(
+            synapse_meta=synapse_meta,
+            weights_gradient_policy=weights_gradient_policy,
+            summation=summation,
+            int_rescaler=int_rescaler,
+            cmp_eps=cmp_eps,
+            device=device,
+        )
+
+        def layer(number: int, anchors: int, detectors: int, outputs: int, **more: Any) -> LUTLayer:
+            seed = None if random_seed is None else random_seed + number
+            return LUTLayer(embedding_dim, anchors, detectors, outputs, random_seed=seed, **common, **more)
+
+        self.embedding = (
+            2 * connectivity.generator(random_seed, 3).random((vocab_size, embedding_dim), np.float32) - 1
+        )
+        sequence = dict(sequence_length=context_size, positional_dim=positional_dim, unified_pe=unified_pe)
+        self.attention = [
+            layer(2 * i + 1, attention_anchors, num_heads * n_detectors, embedding_dim, **sequence)
+            for i in range(num_layers)
+        ]
+        self.ffn = [
+            layer(2 * i + 2, n_anchors_per_detector, n_detectors, embedding_dim)
+            for i in range(0 if no_ffn else num_layers)
+        ]
+        self.unembedder = layer(2 * num_layers + 1, n_anchors_per_detector, n_detectors, vocab_size)
+        self._masks: list[np.ndarray | None] = []
+
+    def named_layers(self) -> dict[str, LUTLayerBasic]:
+        layers: dict[str, LUTLayerBasic] = {}
+        for i, attention in enumerate(self.attention):
+            layers[f"layers.{i}.attention"] = attention
+            if self.ffn:
+                layers[f"layers.{i}.ffn"] = self.ffn[i]
+        layers["unembedder"] = self.unembedder
+        return layers
+
+    def set_learning_rate_hook(self, hook: Callable[[Any], float] | None) -> None:
+        for layer in self.named_layers().values():
+            layer.set_learning_rate_hook(hook)
+
+    def num_parameters(self) -> int:
+        return self.embedding.size + sum(
+            int(np.prod(layer.weight.shape))
+            + (int(np.prod(layer.native.pe_shape)) if layer.positional_dim else 0)
+            for layer in self.named_layers().values()
+        )
+
+    def forward(self, tokens: Any, training: bool = True) -> np.ndarray:
+        """Logits float32 [batch, positions, vocab_size] of tokens int [batch, up to context_size positions]."""
+        tokens = np.asarray(tokens)
+        context, vocab = self.config["context_size"], self.config["vocab_size"]
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context:
+            raise InvalidArgument(f"tokens are {list(tokens.shape)}, expected [batch, 1 to {context}]")
+        if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab):
+            raise InvalidArgument(f"tokens are {tokens.min()} to {tokens.max()}, expected 0 to {vocab - 1}")
+        self._masks = []
+        z = self.embedding[tokens]
+        for i, attention in enumerate(self.attention):
+            z = z + self._drop(attention.forward(z, training), training)
+            if self.ffn:
+                z = z + self._drop(self.ffn[i].forward(z, training), training)
+        return self.unembedder.forward(z, training)
+
+    __call__ = forward
+
+    def backward(self, glogits: Any) -> None:
+        """Gradients of all tables and embeddings of distances, into their layers; internal layers update."""
+        gz = self.unembedder.backward(glogits)
+        for i in reversed(range(len(self.attention))):
+            if self.ffn:
+                gz = gz + self.ffn[i].backward(self._undrop(gz))
+            gz = gz + self.attention[i].backward(self._undrop(gz))
+
+    def _drop(self, y: np.ndarray, training: bool) -> np.ndarray:
+        mask = None
+        if training and self.dropout:
+            mask = (self._rng.random(y.shape, np.float32) >= self.dropout) / np.float32(1 - self.dropout)
+            y = y * mask
+        self._masks.append(mask)
+        return y
+
+    def _undrop(self, gy: np.ndarray) -> np.ndarray:
+        mask = self._masks.pop()
+        return gy if mask is None else gy * mask
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        state = {"embedding": self.embedding}
+        for name, layer in self.named_layers().items():
+            state |= {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        layers = self.named_layers()
+        parts: dict[str, dict[str, Any]] = {name: {} for name in layers}
+        for key, value in state.items():
+            name, _, field = key.rpartition(".")
+            if name not in parts and key != "embedding":
+                raise InvalidArgument(f"state has {key!r}, which this model has no place for")
+            if name:
+                parts[name][field] = value
+        embedding = np.array(state.get("embedding", np.zeros(0)), np.float32)
+        if embedding.shape != self.embedding.shape:
+            raise InvalidArgument(f"embedding is {embedding.shape}, expected {self.embedding.shape}")
+        for name, layer in layers.items():
+            layer.load_state_dict(parts[name])
+        self.embedding = embedding
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a model folder that trivium.load and getp run: config.json, model.safetensors, tokenizer.json.
+
+        Token ids below 256 are bytes; id 256, when the vocabulary has it, ends a text.
+        """
+        vocab = self.config["vocab_size"]
+        if vocab not in (256, 257):
+            raise InvalidArgument(
+                f"vocab_size is {vocab}, expected 256 bytes, or 257 with an end token, to save a folder"
+            )
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        _core.save_safetensors(path / "model.safetensors", self.state_dict())
+        config = {"model_type": "lut_transformer", "architectures": ["LUTTransformer"], **self.config}
+        if vocab > END_OF_TEXT:
+            config["eos_token_id"] = END_OF_TEXT
+        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (path / "tokenizer.json").write_text(byte_tokenizer(vocab > END_OF_TEXT))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], device: str = "cpu", **options: Any) -> "LUTTransformer":
+        """A model saved with save(); options are those of training (policy, dropout)."""
+        path = Path(folder)
+        try:
+            config = json.loads((path / "config.json").read_text())
+        except FileNotFoundError:
+            raise _core.ModelFormatError(f'no config.json in "{path}"') from None
+        if config.get("model_type") != "lut_transformer":
+            raise _core.ModelFormatError(
+                f'{path}: model_type is {config.get("model_type")!r}, expected "lut_transformer"'
+            )
+        for key in ("model_type", "architectures", "eos_token_id"):
+            config.pop(key, None)
+        model = cls(**config, device=device, **options)
+        model.load_state_dict(_core.load_safetensors(path / "model.safetensors"))
+        return model
+
+
+def byte_tokenizer(with_end: bool) -> str:
+    """tokenizer.json of the Hugging Face format whose ids are bytes, without merges."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = iter(range(256, 512))
+    vocab = {chr(b if b in kept else next(moved)): b for b in range(256)}
+    end = {
+        "id": END_OF_TEXT,
+        "content": "<|endoftext|>",
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [end] if with_end else [],
+            "normalizer": None,
+            "pre_tokenizer": split,
+            "post_processor": None,
+            "decoder": split,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "ignore_merges": False,
+                "vocab": vocab,
+                "merges": [],
+            },
+        }
+    )

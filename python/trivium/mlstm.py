@@ -1,0 +1,419 @@
+"""The mLSTM, the matrix-memory cell of xLSTM (Beck et al. 2024), in chunkwise, recurrent and backward form.
+
+Names, arguments and shapes follow the published kernels: B batch, NH heads, S tokens, L chunk size, NC = ceil(S / L)
+chunks. matQ, matK [B, NH, S, DHQK] and matV [B, NH, S, DHHV] are float32, bfloat16 or float16; vecI and vecF
+[B, NH, S] are gate pre-activations; states are float32, stabilised by scaM, a natural logarithm. Arguments are Tensors
+or arrays with DLPack or a buffer; results are Tensors.
+
+>>> import numpy as np
+>>> rng = np.random.default_rng(0)
+>>> q, k, v = (rng.standard_normal((1, 2, 100, 16), dtype=np.float32) for _ in range(3))
+>>> i, f = (rng.standard_normal((1, 2, 100), dtype=np.float32) for _ in range(2))
+>>> h, n_out, m_out, last, states = chunkwise_fw(q, k, v, i, f, return_last_states=True)
+>>> h.shape, last[0].shape
+((1, 2, 100, 16), (1, 2, 16, 16))
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _core
+from ._core import InvalidArgument, Tensor
+
+__all__ = [
+    "ForwardOutput",
+    "Gradients",
+    "StateGradients",
+    "States",
+    "chunkwise_bw",
+    "chunkwise_fw",
+    "parallel_bw_dQKV",
+    "parallel_fw_H",
+    "recurrent_bw_dC",
+    "recurrent_fw_C",
+    "recurrent_sequence",
+    "recurrent_step",
+]
+
+M_FLOOR = -10.0  # outputs use max(m, M_FLOOR), which changes nothing but rounding; -inf turns it off
+
+
+class States(NamedTuple):
+    """States of the cell. As last states C [B, NH, DHQK, DHHV], n [B, NH, DHQK] and m [B, NH]; as all states
+    C [B, NH, (NC + 1) DHQK, DHHV], n [B, NH, (NC + 1) DHQK] and m [B, NH, NC + 1], block 0 being the initial one."""
+
+    C: Tensor
+    n: Tensor
+    m: Tensor | None
+
+
+class ForwardOutput(NamedTuple):
+    matH: Tensor  # [B, NH, S, DHHV], matQ's dtype
+    vecN_out: Tensor  # [B, NH, S] float32: the denominator before EPS
+    vecM_out: Tensor  # [B, NH, S] float32: the stabiliser of each output
+    last_states: States | None
+    all_states: States | None
+
+
+class Gradients(NamedTuple):
+    """Of the inputs, with their shapes and dtypes; those of the initial state are None without one."""
+
+    matDeltaQ: Tensor
+    matDeltaK: Tensor
+    matDeltaV: Tensor
+    vecDeltaI: Tensor
+    vecDeltaF: Tensor
+    matDeltaC_initial: Tensor | None
+    vecDeltaN_initial: Tensor | None
+    scaDeltaM_initial: Tensor | None
+
+
+class StateGradients(NamedTuple):
+    matDeltaC_states: Tensor  # [B, NH, NC DHQK, DHHV]: of the states after chunks 1 to NC
+    matDeltaC_initial: Tensor | None
+    scaM_initial: Tensor | None  # the initial stabiliser, as given in scaM_states
+
+
+def chunkwise_fw(
+    matQ: Any,
+    matK: Any,
+    matV: Any,
+    vecI: Any,
+    vecF: Any,
+    matC_initial: Any = None,
+    vecN_initial: Any = None,
+    scaM_initial: Any = None,
+    qk_scale: float | None = None,
+    return_last_states: bool = False,
+    return_all_states: bool = False,
+    CHUNK_SIZE: int = 64,
+    EPS: float = 1e-6,
+    *,
+    sigmoid_input_gate: bool = False,
+    normalize: bool = True,
+    m_floor: float = M_FLOOR,
+    strict_chunks: bool = False,
+    check_finite: bool = False,
+) -> ForwardOutput:
+    """The chunkwise forward pass; any S, the last chunk may be short.
+
+    qk_scale multiplies q and defaults to DHQK^-1/2. sigmoid_input_gate replaces exp(i) by sigmoid(i): there is no m,
+    and normalize=False leaves the denominator out. strict_chunks refuses an S that is no multiple of CHUNK_SIZE;
+    check_finite names the first input element that is NaN or infinite."""
+    h, n_out, _, m_out, last, states = _forward(
+        (matQ, matK, matV, vecI, vecF),
+        (matC_initial, vecN_initial, scaM_initial),
+        _core.MlstmOptions(
+            qk_scale=qk_scale,
+            chunk_size=CHUNK_SIZE,
+            eps=EPS,
+            m_floor=m_floor,
+            sigmoid_input_gate=sigmoid_input_gate,
+            normalize=normalize,
+            strict_chunks=strict_chunks,
+            check_finite=check_finite,
+        ),
+        return_last_states,
+        return_all_states,
+    )
+    return ForwardOutput(h, n_out, m_out, last, states)
+
+
+def _forward(
+    inputs: Any, initial: Any, options: "_core.MlstmOptions", want_last: bool, want_all: bool
+) -> Any:
+    """(matH, vecN_out, vecNt, vecM_out, last states, all states)"""
+    q, k, v, i, f = inputs
+    c, n, m = initial
+    out = _core.mlstm_chunkwise_fw(q, k, v, i, f, c, n, m, options, want_last, want_all)
+    last, states = States(*out[4:7]), States(*out[7:])
+    return *out[:4], last if want_last else None, states if want_all else None
+
+
+def chunkwise_bw(
+    matQ: Any,
+    matK: Any,
+    matV: Any,
+    vecI: Any,
+    vecF: Any,
+    matC_initial: Any = None,
+    vecN_initial: Any = None,
+    scaM_initial: Any = None,
+    qk_scale: float | None = None,
+    matC_states: Any = None,
+    scaM_states: Any = None,
+    vecN_out: Any = None,
+    vecM_out: Any = None,
+    matDeltaH: Any = None,
+    matDeltaC_last: Any = None,
+    CHUNK_SIZE: int = 64,
+    EPS: float = 1e-6,
+    *,
+    vecNt: Any = None,
+    vecN_states: Any = None,
+    vecDeltaN_last: Any = None,
+    scaDeltaM_last: Any = None,
+    grad_mode: str = "exact",
+    sigmoid_input_gate: bool = False,
+    normalize: bool = True,
+    strict_chunks: bool = False,
+    check_finite: bool = False,
+) -> Gradients:
+    """Gradients of chunkwise_fw, from its vecN_out and vecM_out and the gradients of its results.
+
+    grad_mode "exact" is the true gradient but for terms of EPS: every stabiliser counts as a constant, which matH does
+    not depend on otherwise, so scaDeltaM_last is accepted and not used. "approx" also takes the denominator and n for
+    constants, as the published kernels do. States are computed again where they are not given; vecNt is the signed
+    denominator."""
+    del scaDeltaM_last
+    for name, value in (("vecN_out", vecN_out), ("vecM_out", vecM_out), ("matDeltaH", matDeltaH)):
+        if value is None:
+            raise InvalidArgument(f"mlstm.chunkwise_bw: {name} is missing")
+    options = _core.MlstmOptions(
+        qk_scale=qk_scale,
+        chunk_size=CHUNK_SIZE,
+        eps=EPS,
+        sigmoid_input_gate=sigmoid_input_gate,
+        normalize=normalize,
+        strict_chunks=strict_chunks,
+        check_finite=check_finite,
+    )
+    initial = (matC_initial, vecN_initial, scaM_initial)
+    states = (matC_states, vecN_states, scaM_states)
+    out = _core.mlstm_chunkwise_bw(
+        matQ,
+        matK,
+        matV,
+        vecI,
+        vecF,
+        *initial,
+        *states,
+        vecN_out,
+        vecM_out,
+        vecNt,
+        matDeltaH,
+        matDeltaC_last,
+        vecDeltaN_last,
+        options,
+        grad_mode,
+    )
+    return Gradients(*out) if matC_initial is not None else Gradients(*out[:5], None, None, None)
+
+
+def recurrent_step(
+    matQ: Any,
+    matK: Any,
+    matV: Any,
+    vecI: Any,
+    vecF: Any,
+    matC: Any,
+    vecN: Any,
+    scaM: Any,
+    qk_scale: float | None = None,
+    EPS: float = 1e-6,
+    *,
+    sigmoid_input_gate: bool = False,
+    normalize: bool = True,
+) -> Tensor:
+    """One token: matQ, matK [B, NH, DHQK], matV [B, NH, DHHV], gates and scaM [B, NH] -> [B, NH, DHHV].
+
+    The state, matC [B, NH, DHQK, DHHV] float32 or bfloat16, vecN and scaM, is updated in place."""
+    options = _core.MlstmOptions(
+        qk_scale=qk_scale, eps=EPS, sigmoid_input_gate=sigmoid_input_gate, normalize=normalize
+    )
+    h, _, _ = _core.mlstm_recurrent(matQ, matK, matV, vecI, vecF, matC, vecN, scaM, options, True)
+    return h
+
+
+def recurrent_sequence(
+    matQ: Any,
+    matK: Any,
+    matV: Any,
+    vecI: Any,
+    vecF: Any,
+    matC_initial: Any = None,
+    vecN_initial: Any = None,
+    scaM_initial: Any = None,
+    qk_scale: float | None = None,
+    return_last_states: bool = False,
+    EPS: float = 1e-6,
+    *,
+    sigmoid_input_gate: bool = False,
+    normalize: bool = True,
+) -> ForwardOutput:
+    """chunkwise_fw token by token: the same function, without a floor under m. all_states is None."""
+    q, v = _core.from_dlpack(matQ), _core.from_dlpack(matV)
+    given = [x is not None for x in (matC_initial, vecN_initial, scaM_initial)]
+    if any(given) and not all(given):
+        raise InvalidArgument(
+            "mlstm.recurrent_sequence: matC_initial, vecN_initial and scaM_initial go together"
+        )
+    if not all(given):
+        if len(q.shape) != 4 or len(v.shape) != 4:
+            raise InvalidArgument("mlstm.recurrent_sequence: matQ and matV have 4 dimensions: [B, NH, S, DH]")
+        matC_initial = np.zeros((*q.shape[:2], q.shape[3], v.shape[3]), np.float32)
+        vecN_initial = np.zeros((*q.shape[:2], q.shape[3]), np.float32)
+        scaM_initial = np.zeros(q.shape[:2], np.float32)
+    m: Any = _core.from_dlpack(scaM_initial)
+    if list(m.shape) == [*q.shape[:2], 1]:
+        m = np.from_dlpack(m)[..., 0]
+    c, n, m = (_core.from_dlpack(x, copy=True) for x in (matC_initial, vecN_initial, m))
+    options = _core.MlstmOptions(
+        qk_scale=qk_scale, eps=EPS, sigmoid_input_gate=sigmoid_input_gate, normalize=normalize
+    )
+    h, n_out, m_out = _core.mlstm_recurrent(matQ, matK, matV, vecI, vecF, c, n, m, options, False)
+    return ForwardOutput(h, n_out, m_out, States(c, n, m) if return_last_states else None, None)
+
+
+def _part_options(op: str, tokens: int, CHUNK_SIZE: int, NUM_CHUNKS: int | None, **rest: Any) -> Any:
+    chunks = -(-tokens // CHUNK_SIZE) if CHUNK_SIZE > 0 else NUM_CHUNKS
+    if NUM_CHUNKS is not None and NUM_CHUNKS != chunks:
+        raise InvalidArgument(
+            f"mlstm.{op}: NUM_CHUNKS is {NUM_CHUNKS}, but {tokens} tokens in chunks of {CHUNK_SIZE} make {chunks}"
+        )
+    return _core.MlstmOptions(chunk_size=CHUNK_SIZE, **rest)
+
+
+def recurrent_fw_C(
+    matK: Any,
+    matV: Any,
+    vecB: Any,
+    vecI: Any,
+    matC_states: Any = None,
+    vecN_states: Any = None,
+    scaMinter_states: Any = None,
+    matC_initial: Any = None,
+    vecN_initial: Any = None,
+    scaMinter_initial: Any = None,
+    qk_scale: float | None = None,
+    CHUNK_SIZE: int = 64,
+    NUM_CHUNKS: int | None = None,
+) -> States:
+    """States at all chunk boundaries. vecB [B, NH, NC, L]: sums of log forget gates from the start of each chunk; vecI
+    [B, NH, NC, L]. matC_states, vecN_states and scaMinter_states are buffers that receive the results; qk_scale is not
+    used, since states are not scaled."""
+    del qk_scale
+    k = _core.from_dlpack(matK)
+    options = _part_options(
+        "recurrent_fw_C",
+        k.shape[2] if len(k.shape) == 4 else 0,
+        CHUNK_SIZE,
+        NUM_CHUNKS if len(k.shape) == 4 else None,
+    )
+    out = _core.mlstm_recurrent_fw_C(
+        k, matV, vecB, vecI, matC_initial, vecN_initial, scaMinter_initial, options
+    )
+    for buffer, result in zip((matC_states, vecN_states, scaMinter_states), out):
+        if buffer is not None:
+            np.copyto(np.from_dlpack(buffer), np.from_dlpack(result))
+    return States(*out)
+
+
+def parallel_fw_H(
+    matQ: Any,
+    matK: Any,
+    matV: Any,
+    matC_states: Any,
+    vecN_states: Any,
+    scaMinter_states: Any,
+    vecI: Any,
+    vecB: Any,
+    qk_scale: float | None = None,
+    CHUNK_SIZE: int = 64,
+    NUM_CHUNKS: int | None = None,
+    EPS: float = 1e-6,
+    *,
+    m_floor: float = M_FLOOR,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(matH, vecN_out, vecM_out) from the states before each chunk, as recurrent_fw_C returns them."""
+    q = _core.from_dlpack(matQ)
+    tokens = q.shape[2] if len(q.shape) == 4 else 0
+    options = _part_options(
+        "parallel_fw_H",
+        tokens,
+        CHUNK_SIZE,
+        NUM_CHUNKS if tokens else None,
+        qk_scale=qk_scale,
+        eps=EPS,
+        m_floor=m_floor,
+    )
+    states = (matC_states, vecN_states, scaMinter_states)
+    return _core.mlstm_parallel_fw_H(matQ, matK, matV, *states, vecI, vecB, options)
+
+
+def recurrent_bw_dC(
+    matQ: Any,
+    vecF: Any,
+    scaM_states: Any,
+    vecM_out: Any,
+    matDeltaH: Any,
+    vecN_out: Any,
+    matDeltaC_last: Any = None,
+    qk_scale: float | None = None,
+    CHUNK_SIZE: int = 64,
+    NUM_CHUNKS: int | None = None,
+    EPS: float = 1e-6,
+    *,
+    store_initial_state: bool = False,
+) -> StateGradients:
+    """Gradients of the states at chunk boundaries (approx). vecF [B, NH, S]: the log forget gate of each token."""
+    q = _core.from_dlpack(matQ)
+    tokens = q.shape[2] if len(q.shape) == 4 else 0
+    options = _part_options(
+        "recurrent_bw_dC", tokens, CHUNK_SIZE, NUM_CHUNKS if tokens else None, qk_scale=qk_scale, eps=EPS
+    )
+    states, first = _core.mlstm_recurrent_bw_dC(
+        q, vecF, scaM_states, vecM_out, matDeltaH, vecN_out, matDeltaC_last, options
+    )
+    if not store_initial_state:
+        return StateGradients(states, None, None)
+    m = np.from_dlpack(_core.from_dlpack(scaM_states))[..., 0]
+    return StateGradients(states, first, _core.from_dlpack(np.ascontiguousarray(m)))
+
+
+def parallel_bw_dQKV(
+    matQ: Any,
+    matK: Any,
+    matV: Any,
+    vecF: Any,
+    vecI: Any,
+    matC_states: Any,
+    scaM_states: Any,
+    matDeltaH: Any,
+    vecN_out: Any,
+    vecM_out: Any,
+    matDeltaC_states: Any,
+    qk_scale: float | None = None,
+    CHUNK_SIZE: int = 64,
+    NUM_CHUNKS: int | None = None,
+    EPS: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dQ, dK, dV, dI, gradient of vecF) from the states before and the gradients of the states after each chunk
+    (approx). vecF [B, NH, S]: the log forget gate of each token; matC_states has NC or NC + 1 blocks, matDeltaC_states
+    NC."""
+    q = _core.from_dlpack(matQ)
+    tokens = q.shape[2] if len(q.shape) == 4 else 0
+    options = _part_options(
+        "parallel_bw_dQKV", tokens, CHUNK_SIZE, NUM_CHUNKS if tokens else None, qk_scale=qk_scale, eps=EPS
+    )
+    states = (matC_states, scaM_states)
+    return _core.mlstm_parallel_bw_dQKV(
+        q, matK, matV, vecF, vecI, *states, matDeltaH, vecN_out, vecM_out, matDeltaC_states, options
+    )
+
+
+# The names of the published kernels. Their backward pass is the approximate one.
+_mlstm_chunkwise_fw = chunkwise_fw
+_mlstm_chunkwise__recurrent_fw_C = recurrent_fw_C
+_mlstm_chunkwise__parallel_fw_H = parallel_fw_H
+_mlstm_chunkwise__recurrent_bw_dC = recurrent_bw_dC
+_mlstm_chunkwise__parallel_bw_dQKV = parallel_bw_dQKV
+
+
+def _mlstm_chunkwise_bw(*args: Any, **kwargs: Any) -> Gradients:
+    """chunkwise_bw with grad_mode "approx" unless another is given."""
+    if "chunk_size" in kwargs:
+        kwargs["CHUNK_SIZE"] = kwargs.pop("chunk_size")
+    kwargs.setdefault("grad_mode", "approx")
+    return chunkwise_bw(*args, **kwargs)

@@ -1,0 +1,7 @@
+"""Layers and functions for PyTorch, with autograd. Needs torch."""
+
+from ._torch_lut import LUTLayer, LUTModule
+from ._torch_lut import module as lut_module
+from ._torch_mlstm import mlstm_chunkwise, mlstm_step, mLSTMLayer
+
+__all__ = ["LUTLayer", "LUTModule", "lut_module", "mLSTMLayer", "mlstm_chunkwise", "mlstm_step"]

@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""Builds, tests and measures on this machine's GPU; the figures go to bench/results/DEVICE/.
+
+    hardware.py [--parts build test sanitize bench] [--device cuda|hip] [--kit .hardware-kit] [--dry-run]
+
+build     the wheel and the tests, for the architecture of the GPU in this machine only
+test      ctest (the entries of the device, and what they share) and pytest with the device
+sanitize  compute-sanitizer memcheck and racecheck on chosen op tests (NVIDIA)
+bench     kernels beside the roof, then a model with the shapes of gpt-oss-20b: prefill, decode, a batch job,
+          transformers in bfloat16 in the same run
+Needs no network when .hardware-kit lies here (`make hardware-kit` on another machine makes it).
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build/hardware"
+PYTEST_FILES = (
+    "device",
+    "tensor_devices",
+    "ops",
+    "ops_oracle",
+    "ops_oracle_moe",
+    "models",
+    "batch_invariance",
+)
+CHECKPOINT = BUILD / "gpt-oss-20b-random"
+SANITIZED = ["test_norm", "test_moe", "test_attention", "test_linear", "test_rope", "test_sampling"]
+TOKENS = [1, 8, 32, 128, 256]
+
+
+class Session:
+    """Runs commands, keeps what each part took and what failed."""
+
+    def __init__(self, dry_run: bool):
+        self.dry_run = dry_run
+        self.failed: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, command: list[object], **environment: str) -> str:
+        text = " ".join(map(str, command))
+        print(f"\n##### {name}: {text}", flush=True)
+        if self.dry_run:
+            return ""
+        start = time.monotonic()
+        process = subprocess.Popen(
+            [str(c) for c in command],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        lines = []
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+        self.seconds[name] = time.monotonic() - start
+        if process.wait() != 0:
+            self.failed.append(f"{name} (status {process.returncode})")
+        return "".join(lines)
+
+
+def find_device() -> str:
+    """cuda or hip, whichever has a device here."""
+    smi = shutil.which("nvidia-smi")
+    if smi and subprocess.run([smi, "-L"], capture_output=True).returncode == 0:
+        return "cuda"
+    nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/properties")
+    if any(re.search(r"gfx_target_version [1-9]", n.read_text()) for n in nodes):
+        return "hip"
+    sys.exit("hardware.py: no NVIDIA or AMD device in this machine")
+
+
+def device_name(kind: str) -> str:
+    if kind == "cuda":
+        out = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+        ).stdout
+        return re.sub(r"\W+", "-", out.splitlines()[0].strip()).lower()
+    return "amd"
+
+
+def build(session: Session, kind: str, kit: Path) -> None:
+    prefix = [f"-DCMAKE_PREFIX_PATH={kit}"] if kit.exists() else []
+    backends = [
+        f"-DTRIVIUM_CUDA={'ON' if kind == 'cuda' else 'OFF'}",
+        f"-DTRIVIUM_HIP={'ON' if kind == 'hip' else 'OFF'}",
+        "-DTRIVIUM_CUDA_ARCHS=present",
+        "-DTRIVIUM_HIP_ARCHS=present",
+    ]
+    options = [
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DTRIVIUM_TESTS=ON",
+        "-DTRIVIUM_BENCH=ON",
+        "-DTRIVIUM_PYTHON=ON",
+    ]
+    pybind = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True
+    ).stdout.strip()
+    if pybind:
+        options.append(f"-Dpybind11_DIR={pybind}")
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    session.run("configure", ["cmake", "-S", ROOT, "-B", BUILD, *generator, *options, *backends, *prefix])
+    session.run("compile", ["cmake", "--build", BUILD, "-j", os.cpu_count()])
+    # The package, installed without pip: the module, the library and its backends beside the Python files.
+    session.run("package", ["cmake", "--install", BUILD, "--prefix", BUILD / "package/trivium"])
+    if not session.dry_run:
+        shutil.copytree(ROOT / "python/trivium", BUILD / "package/trivium", dirs_exist_ok=True)
+
+
+def python_path() -> str:
+    return os.pathsep.join(filter(None, [str(BUILD / "package"), os.environ.get("PYTHONPATH", "")]))
+
+
+def test(session: Session, kind: str) -> None:
+    jobs = min(os.cpu_count() or 1, 8)
+    wanted = ["--output-on-failure", "--no-tests=error", "-j", jobs, "-E", r"\.(emu32|emu64)$"]
+    report = BUILD / "ctest.xml"
+    session.run("ctest", ["ctest", "--test-dir", BUILD, *wanted, "--output-junit", report])
+    if not session.dry_run and f".{kind}" not in report.read_text():
+        session.failed.append(f"ctest ran no test on {kind}")
+    files = [f"tests/python/test_{name}.py" for name in PYTEST_FILES]
+    command = [sys.executable, "-m", "pytest", "-q", f"--backend={kind}", *files]
+    session.run("pytest", command, PYTHONPATH=python_path())
+
+
+def sanitize(session: Session, kind: str) -> None:
+    if kind != "cuda" or not (shutil.which("compute-sanitizer") or session.dry_run):
+        print("sanitize: compute-sanitizer is not here; skipped")
+        return
+    for tool in ("memcheck", "racecheck"):
+        for name in SANITIZED:
+            program = BUILD / "tests/ops" / name
+            if not session.dry_run and not program.exists():
+                continue
+            session.run(
+                f"{tool} {name}",
+                ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=3", program, f"--backend={kind}"],
+                TRIVIUM_BACKEND_PATH=str(BUILD / "backends"),
+            )
+
+
+def bench(session: Session, kind: str, results: Path, peer: bool) -> None:
+    kernels = session.run(
+        "kernels",
+        [BUILD / "bench/trivium_gpu_kernels", f"{kind}:0", *TOKENS],
+        TRIVIUM_BACKEND_PATH=str(BUILD / "backends"),
+    )
+    rows = [json.loads(line) for line in kernels.splitlines() if line.startswith("{")]
+    if not (CHECKPOINT / "model.safetensors").exists():
+        session.run("checkpoint", [sys.executable, "bench/make_checkpoint.py", CHECKPOINT, "--layers", 24])
+    figures = BUILD / "model.json"
+    figures.unlink(missing_ok=True)
+    session.run(
+        "model",
+        [sys.executable, "bench/gpu.py", CHECKPOINT, "--device", f"{kind}:0", "--json", figures]
+        + (["--bandwidth", rows[0]["copy_gb_per_s"]] if rows else [])
+        + ([] if peer else ["--no-peer"]),
+        PYTHONPATH=python_path(),
+    )
+    if session.dry_run:
+        return
+    results.mkdir(parents=True, exist_ok=True)
+    model = json.loads(figures.read_text()) if figures.exists() else {}
+    record = {"seconds": session.seconds, "kernels": rows, "model": model}
+    (results / "figures.json").write_text(json.dumps(record, indent=1) + "\n")
+    (results / "README.md").write_text(tables(rows, model))
+    print(f"\n{tables(rows, model)}\nwritten to {results}")
+
+
+def tables(rows: list[dict], model: dict) -> str:
+    lines = []
+    if rows:
+        head = rows[0]
+        lines += [
+            f"# {head['device']} ({head['arch']}), build {head['build']}",
+            "",
+            f"Copy within the device: {head['copy_gb_per_s']:.0f} GB/s. Medians with the 10th and 90th percentile, cold cache.",
+            "",
+            "| kernel | tokens | us | p10-p90 | GB/s | TFLOP/s | of copy bandwidth |",
+            "|---|---|---|---|---|---|---|",
+        ]
+    for r in rows[1:]:
+        lines.append(
+            f"| {r['kernel']} | {r['tokens']} | {r['median_us']:.1f} | {r['p10_us']:.1f}-{r['p90_us']:.1f} | "
+            f"{r['gb_per_s']:.0f} | {r['tflops']:.1f} | {r['of_bandwidth']:.2f} |"
+        )
+    if model:
+        lines += [
+            "",
+            f"Model with {model['layers']} layers, tokens/s:",
+            "",
+            "| case | trivium | transformers bf16 |",
+        ]
+        lines += ["|---|---|---|"]
+        theirs = model.get("transformers", {})
+        cases = [("prefill", model["prefill_tokens_per_s"], theirs.get("prefill_tokens_per_s"))]
+        for batch, rate in model["decode_tokens_per_s"].items():
+            cases.append((f"decode, batch {batch}", rate, theirs.get(f"decode_{batch}_tokens_per_s")))
+        cases.append((f"batch job, {model['job_requests']} requests", model["job_tokens_per_s"], None))
+        lines += [f"| {n} | {ours:.0f} | {f'{peer:.0f}' if peer else '-'} |" for n, ours, peer in cases]
+        if "decode_of_bound" in model:
+            lines += ["", f"Decode at batch 1 is {model['decode_of_bound']:.2f} of the bandwidth's bound."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    names = ["build", "test", "sanitize", "bench"]
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    parser.add_argument("--device", choices=["cuda", "hip"])
+    parser.add_argument("--kit", type=Path, default=ROOT / ".hardware-kit")
+    parser.add_argument("--no-peer", action="store_true", help="leave transformers out of the bench")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    options = parser.parse_args()
+    kind = options.device or ("cuda" if options.dry_run else find_device())
+    session = Session(options.dry_run)
+    if "build" in options.parts:
+        build(session, kind, options.kit.resolve())
+    if not session.failed and "test" in options.parts:
+        test(session, kind)
+    if "sanitize" in options.parts:
+        sanitize(session, kind)
+    if "bench" in options.parts:
+        name = "dry-run" if options.dry_run else device_name(kind)
+        bench(session, kind, ROOT / "bench/results" / name, not options.no_peer)
+    print("\n".join(f"{name}: {seconds:.0f} s" for name, seconds in session.seconds.items()))
+    print("\n".join(f"FAILED {name}" for name in session.failed) or "nothing failed")
+    return 1 if session.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+// Batch jobs on one and several devices: the same file of tokens, whatever does the work.
+#include <fstream>
+#include <sstream>
+
+#include "getp/driver.h"
+#include "getp/memory.h"
+#include "support/backend.h"
+#include "support/temp_folder.h"
+
+namespace trivium::testing {
+namespace {
+
+class Devices : public ::testing::Test {
+ protected:
+  Devices() { folder_.write("prompts.txt", "3\nReturn\nOpen\nGet the\n"); }
+
+  // The exit code and, when it is 0, the output file.
+  std::string run(Device device, const std::vector<int>& devices, int64_t steps = 5) {
+    getp::Options options;
+    options.mode = getp::Mode::getp;
+    options.model = TRIVIUM_DEMO;
+    options.inputs = {folder_.file("prompts.txt")};
+    options.output = folder_.file("out.txt");
+    options.device = name_of(device.kind);
+    options.devices = devices;
+    options.precision = Precision::float32;
+    options.steps = steps;
+    options.batch_size = 2;
+    options.quiet = true;
+    const int code = getp::run(options);
+    if (code != getp::kExitOk) return concat("exit ", code);
+    std::ifstream file(options.output, std::ios::binary);
+    std::stringstream text;
+    text << file.rdbuf();
+    return text.str();
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(Devices, OneAndSeveralGiveTheCpusTokens) {
+  const std::string want = run(Device{}, {});
+  ASSERT_EQ(std::count(want.begin(), want.end(), '\n'), 3) << want;
+  const Device device = test_device();
+  EXPECT_EQ(run(device, {}), want) << "one device";
+  const int count = device_count(device.kind);
+  const std::vector<int> list = count > 1 ? std::vector<int>{1, 0} : std::vector<int>{0};
+  EXPECT_EQ(run(device, list), want) << list.size() << " replica(s)";
+}
+
+TEST_F(Devices, OneThatDoesNotExistIsAnErrorBeforeAnythingIsWritten) {
+  const Device device = test_device();
+  EXPECT_EQ(run(device, {0, device_count(device.kind)}), "exit 1");
+  EXPECT_FALSE(std::ifstream(folder_.file("out.txt")).good());
+  EXPECT_FALSE(std::ifstream(folder_.file("out.txt.journal")).good());
+}
+
+TEST_F(Devices, SeveralAreForBatchJobsOnly) {
+  getp::Options options;
+  options.model = TRIVIUM_DEMO;
+  options.mode = getp::Mode::generate;
+  options.inputs = {"Return"};
+  options.device = name_of(test_device().kind);
+  options.devices = {0, 1};
+  EXPECT_EQ(getp::run(options), getp::kExitUsage);
+}
+
+}  // namespace
+}  // namespace trivium::testing

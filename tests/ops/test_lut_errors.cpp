@@ -1,0 +1,202 @@
+// Every bad argument of a LUT layer is one sentence that names it (lut.md 11.5).
+#include "ops/lut_support.h"
+
+namespace trivium::testing {
+namespace {
+
+template <class Change>
+void expect_layer_error(lut::LayerOptions o, const Change& change, const std::vector<std::string>& parts) {
+  change(o);
+  expect_error([&] { lut::Layer(o, test_device()); }, parts);
+}
+
+TEST(LutErrors, Sizes) {
+  const auto rows = rows_layer(5, 3, 2, 4);
+  const auto sequence = sequence_layer(5, 3, 2, 2, 4, 6);
+  expect_layer_error(rows, [](auto& o) { o.inputs = 0; }, {"inputs is 0"});
+  expect_layer_error(rows, [](auto& o) { o.outputs = 0; }, {"outputs is 0"});
+  expect_layer_error(rows, [](auto& o) { o.outputs = -3; }, {"outputs is -3"});
+  expect_layer_error(rows,
+                     [](auto& o) {
+                       o.anchors = Tensor::empty({0, 2, 2}, Dtype::i32);
+                     },
+                     {"anchors are [0, 2, 2]"});
+  expect_layer_error(rows,
+                     [](auto& o) {
+                       o.anchors = Tensor::empty({3, 0, 2}, Dtype::i32);
+                     },
+                     {"anchors are [3, 0, 2]"});
+  expect_layer_error(rows, [](auto& o) { o.anchors = Tensor::zeros({3, 2, 3}, Dtype::i32); }, {"[3, 2, 3]"});
+  expect_layer_error(rows,
+                     [](auto& o) {
+                       o.anchors = Tensor::zeros({3, 2, 2}, Dtype::i64);
+                     },
+                     {"int64", "int32"});
+  expect_layer_error(sequence, [](auto& o) { o.sequence_length = 0; }, {"sequence_length is 0"});
+  expect_layer_error(sequence, [](auto& o) { o.positional_dim = -1; }, {"positional_dim is -1"});
+  expect_layer_error(rows, [](auto& o) { o.positional_dim = 2; }, {"positional_dim 2", "mode rows"});
+  expect_layer_error(rows, [](auto& o) { o.sequence_length = 4; }, {"sequence_length is 4", "mode rows"});
+  expect_layer_error(sequence, [](auto& o) { o.positional_dim = 27; }, {"31 bits", "at most 30"});
+  expect_layer_error(rows, [](auto& o) { o.anchors = Tensor::zeros({1, 31, 2}, Dtype::i32); }, {"31 bits"});
+  expect_layer_error(rows,
+                     [](auto& o) {
+                       o.anchors = Tensor::zeros({4, 30, 2}, Dtype::i32);
+                     },
+                     {"4 tables of 1073741824 cells", "2^32"});
+  expect_layer_error(product_layer(3, 2, 2, 2, 4, 5, false), [](auto& o) { o.sequence_length = 1; },
+                     {"sequence_length is 1", "mode product"});
+  expect_layer_error(product_layer(3, 2, 2, 3, 4, 5, true), [](auto& o) { o.positional_dim = 2; },
+                     {"positional_dim is 2", "inputs (3)", "sliced"});
+  expect_layer_error(sequence_layer(5, 3, 2, 0, 4, 6), [](auto& o) { o.unified_pe = true; }, {"unified_pe"});
+}
+
+TEST(LutErrors, Values) {
+  const auto rows = rows_layer(5, 3, 2, 4);
+  const auto set = [](lut::LayerOptions& o, int32_t v) {
+    o.anchors = o.anchors.to(Device{});
+    o.anchors.data_as<int32_t>()[9] = v;
+  };
+  expect_layer_error(rows, [&](auto& o) { set(o, 5); }, {"anchors hold 5 in table 2", "less than 5"});
+  for (const float bad : {-0.5f, 1.5f, NAN})
+    expect_layer_error(rows_layer(5, 3, 2, 4), [&](auto& o) { o.learning_rate = bad; }, {"learning_rate"});
+  for (const float bad : {-1.0f, INFINITY, NAN})
+    expect_layer_error(rows_layer(5, 3, 2, 4), [&](auto& o) { o.cmp_eps = bad; }, {"cmp_eps"});
+  for (const double bad : {-1.0, static_cast<double>(INFINITY), static_cast<double>(NAN)})
+    expect_layer_error(rows_layer(5, 3, 2, 4), [&](auto& o) { o.int_rescaler = bad; }, {"int_rescaler"});
+  expect_layer_error(rows_layer(5, 3, 2, 4), [](auto& o) { o.int_rescaler = 0.001, o.learning_rate = 1e-4f; },
+                     {"learning_rate 0.0001", "quantum"});
+  expect_layer_error(rows_layer(5, 3, 2, 4), [](auto& o) { o.group_size = 0; }, {"group_size is 0"});
+}
+
+TEST(LutErrors, SparseStructure) {
+  const auto base = rows_layer(5, 2, 1, 4);
+  const auto sparse = [&](std::vector<int64_t> pointers, std::vector<int32_t> targets) {
+    return [=](lut::LayerOptions& o) {
+      o.pointers = host_tensor<int64_t>({static_cast<int64_t>(pointers.size())}, pointers);
+      o.targets = host_i32({static_cast<int64_t>(targets.size())}, targets);
+    };
+  };
+  expect_layer_error(base, sparse({0, 2, 1, 2, 3}, {0, 1, 2}), {"pointers[2] is 1 after 2"});
+  expect_layer_error(base, sparse({0, 1, 2, 2, 2}, {0, 1, 2}), {"pointers run from 0 to 2", "0 to 3"});
+  expect_layer_error(base, sparse({1, 1, 2, 2, 3}, {0, 1, 2}), {"pointers run from 1"});
+  expect_layer_error(base, sparse({0, 9, 3}, {0, 1, 2}), {"pointers[1] is 9"});
+  expect_layer_error(base, sparse({0, 1, 3}, {0, 1, 4}), {"targets[2] is 4", "0 to 3"});
+  expect_layer_error(base, sparse({0, 1, 3}, {0, -1, 1}), {"targets[1] is -1"});
+  expect_layer_error(base, sparse({0, 1, 3}, {0, 2, 1}), {"targets[2] is 1 after 2"});
+  expect_layer_error(base, sparse({0, 1, 2, 3}, {0, 1, 2}), {"pointers are [4]", "[3]", "[5]"});
+  expect_layer_error(base, [](auto& o) { o.rates = Tensor::zeros({7}, Dtype::f32); },
+                     {"rates are [7]", "16"});
+  expect_layer_error(base,
+                     [](auto& o) {
+                       o.rates = Tensor::zeros({16}, Dtype::f32);
+                       o.rates.template data_as<float>()[3] = 2;
+                     },
+                     {"rates[3] is 2"});
+}
+
+TEST(LutErrors, ForwardArguments) {
+  const LutCase c(sequence_layer(5, 3, 2, 2, 4, 6), 2, 1);
+  const Device device = test_device();
+  const Tensor w = c.weights(), x = c.x.to(device), pe = c.embeddings();
+  const auto call = [&](const Tensor& weights, const Tensor& input, const Tensor& embedding) {
+    return [&] { lut::forward(*c.layer, weights, input, embedding, true, *c.work); };
+  };
+  const Tensor bad_w = Tensor::zeros({3, 64, 5}, Dtype::f32, device), f64 = c.x.to(Dtype::f64).to(device);
+  const Tensor narrow = Tensor::zeros({2, 6, 4}, Dtype::f32, device);
+  const Tensor flat = Tensor::zeros({12, 5}, Dtype::f32, device);
+  const Tensor long_x = Tensor::zeros({2, 7, 5}, Dtype::f32, device);
+  const Tensor empty_x = Tensor::zeros({2, 0, 5}, Dtype::f32, device);
+  const Tensor bad_pe = Tensor::zeros({6, 3, 2}, Dtype::f32, device), none;
+  expect_error(call(bad_w, x, pe), {"weights are [3, 64, 5]", "[3, 64, 4]"});
+  expect_error(call(none, x, pe), {"weight is missing"});
+  expect_error(call(w, f64, pe), {"x is float64", "float32"});
+  expect_error(call(w, narrow, pe), {"x is [2, 6, 4]", "5]"});
+  expect_error(call(w, flat, pe), {"x is [12, 5]"});
+  expect_error(call(w, long_x, pe), {"x is [2, 7, 5]", "1 to 6"});
+  expect_error(call(w, empty_x, pe), {"x is [2, 0, 5]"});
+  expect_error(call(w, x, bad_pe), {"pe is [6, 3, 2]", "[5, 3, 2]"});
+  expect_error(call(w, x, none), {"pe is missing", "positional_dim is 2"});
+  const LutCase rows(rows_layer(5, 3, 2, 4), 2, 1);
+  expect_error([&] { lut::forward(*rows.layer, rows.weights(), rows.x.to(device), pe, true, *rows.work); },
+               {"pe is [5, 3, 2]", "positional_dim is 0"});
+  const Tensor index = host_i32({1, 3}, {0, 4, 1}).to(device);
+  expect_error([&] { lut::fill_outputs(*rows.layer, rows.weights(), index, *rows.work); },
+               {"index holds 4", "0 to 3"});
+  expect_error([&] { lut::fill_outputs(*c.layer, w, index, *c.work); }, {"mode is sequence"});
+}
+
+TEST(LutErrors, BackwardArguments) {
+  LutCase c(rows_layer(5, 3, 2, 4), 2, 1);
+  const auto trained = c.forward(true), evaluated = c.forward(false);
+  using Policy = lut::WeightPolicy;
+  expect_error([&] { c.backward(evaluated.saved); }, {"nothing was saved"});
+  for (const float eta : {-1.0f, NAN, INFINITY})
+    expect_error([&] { c.backward(trained.saved, {.policy = Policy::internal, .eta = eta}); }, {"eta is"});
+  expect_error([&] { c.backward(trained.saved, {.policy = Policy::internal, .normalized = true}); },
+               {"normalized", "internal"});
+  const Tensor gw = Tensor::zeros({3, 4, 5}, Dtype::f32, test_device());
+  expect_error([&] { c.backward(trained.saved, {.gw = gw}); }, {"gw is [3, 4, 5]", "[3, 4, 4]"});
+  expect_error([&] { c.backward(trained.saved, {.policy = Policy::rows, .gw = gw}); }, {"dense policy"});
+  const Tensor gy = c.gy;
+  c.gy = Tensor::zeros({2, 3}, Dtype::f32);
+  expect_error([&] { c.backward(trained.saved); }, {"gy is [2, 3]", "[2, 4]"});
+  c.gy = gy;
+  c.options.int_rescaler = 1;
+  c.rebuild();
+  expect_error([&] { c.backward(trained.saved, {.policy = Policy::internal, .eta = 1}); }, {"fixed-point"});
+  expect_error([&] { c.backward(trained.saved, {}, true); }, {"staged", "float mode"});
+  expect_error([&] { c.forward(true, true); }, {"staged", "float mode"});
+}
+
+TEST(LutErrors, DecodeArguments) {
+  const LutCase c(sequence_layer(5, 3, 2, 0, 4, 6), 2, 1);
+  expect_error([&] { lut::make_cache(*c.layer, 0); }, {"slots is 0"});
+  const LutCase rows(rows_layer(5, 3, 2, 4), 2, 1);
+  expect_error([&] { lut::make_cache(*rows.layer, 1); }, {"mode is rows"});
+  auto cache = lut::make_cache(*c.layer, 2, 2);
+  const auto call = [&](int64_t count, std::vector<int32_t> slots, std::vector<int32_t> positions) {
+    return [&, count, slots, positions] {
+      lut::decode(*c.layer, c.weights(), Tensor::zeros({count, 5}, Dtype::f32, test_device()), {},
+                  host_i32({static_cast<int64_t>(slots.size())}, slots),
+                  host_i32({static_cast<int64_t>(positions.size())}, positions), cache, *c.work);
+    };
+  };
+  expect_error(call(1, {2}, {0}), {"slots[0] is 2", "0 to 1"});
+  expect_error(call(1, {0}, {-1}), {"positions[0] is -1"});
+  expect_error(call(2, {0}, {0, 1}), {"slots is [1]", "[2]"});
+  expect_error(call(3, {0, 0, 0}, {0, 1, 2}), {"3 rows", "made for 2"});
+}
+
+TEST(LutErrors, TablesBeyondTwoToTheThirtyOneElementsAreAddressed) {
+  // Only the pages that are touched are backed by memory: 9 GB of address space.
+  if (is_gpu(test_device().kind)) GTEST_SKIP() << "reserves address space without memory: the cpu alone can";
+  lut::LayerOptions o = rows_layer(8, 3, 20, 700);
+  const lut::Layer layer(o, test_device());
+  const int64_t count = layer.weight_shape().numel();
+  ASSERT_GT(count, int64_t{1} << 31);
+  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(count * 4)));
+  if (!memory) GTEST_SKIP() << "no address space for " << (count >> 28) << " GiB";
+  const Tensor w = Tensor::wrap(memory, layer.weight_shape(), Dtype::f32, Device{},
+                                std::shared_ptr<void>(memory, [](void* p) { std::free(p); }));
+  lut::Workspace work(test_device());
+  const Tensor x = random_normal({2, 8}, 1);
+  const auto first = lut::forward(layer, w, x, {}, true, work);
+  const auto index = values_of<int32_t>(first.saved.index);
+  for (int64_t b = 0; b < 2; ++b)
+    for (int64_t t = 0; t < 3; ++t)
+      w.data_as<float>()[(t * layer.cells() + index[static_cast<size_t>(b * 3 + t)]) * 700 + 699] =
+          static_cast<float>(1 << (3 * b + t));
+  const auto y = values_of<float>(lut::forward(layer, w, x, {}, true, work).y);
+  EXPECT_EQ(y[699], 7);
+  EXPECT_EQ(y[1399], 56);
+  Tensor gy = Tensor::zeros({2, 700}, Dtype::f32);
+  gy.data_as<float>()[699] = gy.data_as<float>()[1399] = 1;
+  const auto g = lut::backward(layer, w, gy, first.saved, {.policy = lut::WeightPolicy::rows}, work);
+  EXPECT_EQ(values_of<int64_t>(g.rows).size(), 6u);
+  EXPECT_EQ(inner(g.gw, g.gw), 6);
+  lut::backward(layer, w, gy, first.saved, {.policy = lut::WeightPolicy::internal, .eta = 1}, work);
+  EXPECT_EQ(values_of<float>(lut::forward(layer, w, x, {}, true, work).y)[699], 4);
+}
+
+}  // namespace
+}  // namespace trivium::testing

@@ -1,0 +1,152 @@
+"""trivium.torch.LUTLayer: autograd, custom ops, torch.compile, optimizers, policies."""
+
+import numpy as np
+import pytest
+import trivium
+from trivium import lut
+
+torch = pytest.importorskip("torch")
+from trivium.torch import LUTLayer, lut_module  # noqa: E402
+
+META = lut.SynapseMeta(min_weight=-1, initial_weight=-1, initial_noise_level=2)
+CASES = {
+    "rows": dict(n_inputs=7, n_anchors_per_detector=3, n_detectors=5, n_outputs=4),
+    "sequence": dict(
+        n_inputs=6, n_anchors_per_detector=2, n_detectors=3, n_outputs=5, sequence_length=4, positional_dim=2
+    ),
+    "product": dict(
+        n_inputs=6,
+        n_anchors_per_detector=2,
+        n_detectors=3,
+        n_outputs=5,
+        sequence_length=4,
+        positional_dim=2,
+        concatenation_product=False,
+    ),
+}
+
+
+def make(name, **options):
+    return LUTLayer(**CASES[name], synapse_meta=META, random_seed=1, **options)
+
+
+def inputs(name, seed=1):
+    shape = (3, 7) if name == "rows" else (3, 4, 6)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_the_numpy_layer(name):
+    layer, reference = make(name), lut.LUTLayer(**CASES[name], synapse_meta=META, random_seed=1)
+    x = inputs(name).requires_grad_()
+    y = layer(x)
+    np.testing.assert_array_equal(y.detach().numpy(), reference.forward(x.detach().numpy()))
+    gy = torch.randn(y.shape)
+    y.backward(gy)
+    np.testing.assert_array_equal(x.grad.numpy(), reference.backward(gy.numpy()))
+    np.testing.assert_array_equal(layer.weight.grad.numpy(), reference.weight_gradient)
+    if name != "rows":
+        np.testing.assert_array_equal(layer.positional_embeddings.grad.numpy(), reference.positional_gradient)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_custom_op_passes_torchs_own_checks(name):
+    layer = make(name)
+    x = inputs(name).requires_grad_()
+    torch.library.opcheck(
+        torch.ops.trivium.lut_forward.default,
+        (x, layer.weight, layer.positional_embeddings, layer.number, True),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_modules_give_the_same(name):
+    layer = make(name)
+
+    def loss(x):
+        return (torch.sin(layer(torch.tanh(x))) ** 2).sum()
+
+    x, other = inputs(name).requires_grad_(), inputs(name).requires_grad_()
+    plain = loss(x)
+    plain.backward()
+    grads = layer.weight.grad.clone()
+    layer.weight.grad = None
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(other)
+    compiled.backward()
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(other.grad, x.grad)
+    torch.testing.assert_close(layer.weight.grad, grads)
+
+
+def test_row_sparse_gradients_are_sparse_tensors():
+    dense, rows = make("rows"), make("rows", weights_gradient_policy="row_sparse")
+    for layer in (dense, rows):
+        (layer(inputs("rows")) ** 2).sum().backward()
+    assert rows.weight.grad.is_sparse
+    torch.testing.assert_close(rows.weight.grad.to_dense(), dense.weight.grad)
+    torch.optim.SGD(rows.parameters(), lr=0.1).step()
+    torch.optim.SGD(dense.parameters(), lr=0.1).step()
+    torch.testing.assert_close(rows.weight, dense.weight)
+
+
+def test_internal_updates_take_their_step_from_the_optimizer():
+    dense, layer = make("rows"), make("rows", weights_gradient_policy="internal")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.25)
+    layer.set_learning_rate_hook(lambda weight: optimizer.param_groups[0]["lr"])
+    x, other = inputs("rows").requires_grad_(), inputs("rows").requires_grad_()
+    (layer(x) ** 2).sum().backward()
+    (dense(other) ** 2).sum().backward()
+    torch.testing.assert_close(x.grad, other.grad, rtol=0, atol=0)
+    assert layer.weight.grad is None
+    torch.testing.assert_close(layer.weight, dense.weight - 0.25 * dense.weight.grad)
+
+
+def test_optimizers_see_the_layers_own_memory():
+    layer = make("rows")
+    before = layer.layer.weight.copy()
+    (layer(inputs("rows")) ** 2).sum().backward()
+    torch.optim.Adam(layer.parameters(), lr=0.1).step()
+    assert (layer.layer.weight != before).any()
+    np.testing.assert_array_equal(
+        layer(inputs("rows")).detach().numpy(), layer.layer.forward(inputs("rows").numpy())
+    )
+
+
+def test_state_dicts_carry_the_structure():
+    a, b = make("sequence"), LUTLayer(**CASES["sequence"], synapse_meta=META, random_seed=2)
+    assert (a(inputs("sequence")) != b(inputs("sequence"))).any()
+    b.load_state_dict(a.state_dict())
+    torch.testing.assert_close(b(inputs("sequence")), a(inputs("sequence")), rtol=0, atol=0)
+
+
+def test_any_layer_becomes_a_module():
+    layer = lut.ProjectionLUTLayer((6, 6), (5, 5), 3, 4, 2, 3, 3, synapse_meta=META, random_seed=1)
+    x = torch.randn(2, 6, 6, requires_grad=True)
+    y = lut_module(layer)(x)
+    assert y.shape == (2, 5, 5)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_inputs_that_need_no_gradient_and_evaluation():
+    layer = make("rows")
+    layer(inputs("rows")).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        assert not layer(inputs("rows")).requires_grad
+    half = layer(inputs("rows").to(torch.bfloat16))
+    assert half.dtype == torch.float32
+
+
+def test_bad_inputs_are_named():
+    with pytest.raises(trivium.InvalidArgument, match=r"x is \[3, 6\], expected \[batch, 7\]"):
+        make("rows")(torch.zeros(3, 6))
+    layer = make("rows", weights_gradient_policy="internal")
+    with pytest.raises(trivium.InvalidArgument, match="needs set_learning_rate_hook"):
+        layer(inputs("rows")).sum().backward()
+    x = inputs("rows").requires_grad_()
+    (first,) = torch.autograd.grad(make("rows")(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
