@@ -1,5 +1,6 @@
 // The products that may be a row's maximum: against linear, whose bits they must have.
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "ops/ops.h"
