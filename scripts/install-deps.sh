@@ -9,7 +9,7 @@ build=(g++ cmake ninja-build make git ccache python3 python3-dev python3-venv
 test=(libgtest-dev)
 lint=(clang-format-15)
 fuzz=(clang-15)
-gpu=(clang-19 lld-19 llvm-19)
+gpu=(clang-19 clang-tools-19 lld-19 llvm-19)  # clang-tools-19 holds clang-offload-bundler
 
 missing=()
 for group in "$@"; do

@@ -213,29 +213,12 @@ def table(targets: list[Target], compilers: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-# Bytes of spills on sm_90a that are known and to be mended: kernels of the LUT and mLSTM families for which ptxas takes
-# fewer registers than it may. More than that, or any other kernel, is a fault.
-KNOWN_SPILLS = {
-    "lut_items_kernel<LutDecodeArgs, &(void lut::decode_item<true>(LutDecodeArgs const&, long))>": 36,
-    "lut_items_kernel<LutProductArgs, &(void lut::product_forward_item<true>(LutProductArgs const&, long))>": 24,
-    "output_kernel<bf16>": 132,
-    "output_kernel<f16>": 88,
-    "output_kernel<float>": 88,
-    "propagate_through_detectors_kernel<true>": 8,
-    "states_kernel<bf16>": 48,
-}
-
-
 def spills(targets: list[Target]) -> list[str]:
     faults = []
     for target in targets:
-        nvidia = target.name.startswith("sm")
+        unit = "bytes" if target.name.startswith("sm") else "registers"
         for kernel in target.kernels.values():
-            known = KNOWN_SPILLS.get(kernel.name, 0) if nvidia else 0
-            unit = "bytes" if nvidia else "registers"
-            if 0 < kernel.spilled <= known:
-                print(f"known: {target.name}: {kernel.name} spills {kernel.spilled} {unit}")
-            elif kernel.spilled:
+            if kernel.spilled:
                 faults.append(f"{target.name}: {kernel.name} spills {kernel.spilled} {unit}")
     return faults
 

@@ -70,12 +70,12 @@ void lut_decode(const LutDecodeArgs& a) {
   const LutTable& w = a.table;
   for (int64_t item = 0; item < a.rows * w.num_tables; ++item) lut::remember_item(a, item);
   parallel_for(a.rows, [&](int64_t row, int) {
-    const lut::RingStart start = lut::ring_start(a, row);
-    const int64_t j = a.positions[row], first = start.first, count = j - first;
+    const lut::DecodeRow seen = lut::decode_row(a, row);
+    const int64_t j = seen.position, first = seen.first, count = j - first;
     const PairScratch scratch(w, count);
     for (int64_t t = 0; t < w.num_tables; ++t)
       for (int64_t i = first; i < j; ++i)
-        scratch.cells[t * count + i - first] = lut::decode_cell(a, start, row, i, t);
+        scratch.cells[t * count + i - first] = lut::decode_cell(a, seen, i, t);
     sum_pairs(w, scratch.cells, count, a.y + row * w.outputs, a.accumulate != 0, scratch.sum);
   });
 }

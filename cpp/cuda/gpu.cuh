@@ -8,6 +8,9 @@
 //
 // Macros
 //   GPU_KERNEL(max_threads)        a kernel: GPU_KERNEL(256) void name(args by value) { ... }
+//   GPU_KERNEL(max_threads, blocks)  the same, with registers for `blocks` blocks at a time on an NVIDIA
+//                                  processor. Without the number ptxas chooses it, and spills a few registers
+//                                  where that lets one more block in.
 //   GPU_DEVICE                     a forced-inline device function
 //   GPU_SHARED(T, name, count)     static shared memory, 16-byte aligned; uninitialised; T trivial; usable
 //                                  as T*

@@ -9,17 +9,18 @@ namespace trivium::TRIVIUM_GPU_NS {
 
 inline constexpr int kLutBlock = 256;
 
-template <class Args, void (*item)(const Args&, int64_t)>
-GPU_KERNEL(kLutBlock)
+// kBlocks: of GPU_KERNEL, 0: the compiler's choice.
+template <class Args, void (*item)(const Args&, int64_t), int kBlocks>
+GPU_KERNEL(kLutBlock, kBlocks)
 void lut_items_kernel(Args a, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kLutBlock + threadIdx.x;
   if (i < count) item(a, i);
 }
 
-template <class Args, void (*item)(const Args&, int64_t)>
+template <class Args, void (*item)(const Args&, int64_t), int kBlocks = 0>
 void launch_items(Stream stream, const Args& a, int64_t count) {
-  launch(stream, {.grid = {ceil_div(count, kLutBlock)}, .block = kLutBlock}, lut_items_kernel<Args, item>, a,
-         count);
+  launch(stream, {.grid = {ceil_div(count, kLutBlock)}, .block = kLutBlock},
+         lut_items_kernel<Args, item, kBlocks>, a, count);
 }
 
 // fn<fixed>()

@@ -21,12 +21,15 @@ inline constexpr int kMaxChunk = 1024;                                     // to
 template <class T>
 using ProductType = std::conditional_t<std::is_same_v<T, bf16>, bf16, float>;
 
-// The block's 64 x 64 accumulator: warp w owns sub-tiles w, w + num_warps, ... of 4 x 4.
+// The block's 64 x 64 accumulator: of 4 x 4 sub-tiles in row-major order warp w owns w, w + kWarps, ...
 template <class P>
 struct BlockAcc {
-  static constexpr int kTiles = 16 * kWarpSize / kMlstmThreads;
+  static constexpr int kWarps = kMlstmThreads / kWarpSize, kTiles = 16 / kWarps;
+  static_assert(4 % kWarps == 0);  // so the row of a sub-tile is known at compile time
   typename Tile<P>::Acc x[kTiles];
 
+  GPU_DEVICE static int tile_row(int t) { return 16 * (t * kWarps / 4); }
+  GPU_DEVICE static int tile_col(int t) { return 16 * (t * kWarps % 4 + warp_id()); }
   GPU_DEVICE void clear() {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
@@ -37,9 +40,8 @@ struct BlockAcc {
   GPU_DEVICE void add_step(const P* a, const P* b, int pitch) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      const int tile = warp_id() + t * num_warps();
-      const auto oa = load_operand<Tile<P>>(a + 16 * (tile / 4) * pitch, pitch);
-      const auto ob = load_operand<Tile<P>>(b + 16 * (tile % 4) * pitch, pitch);
+      const auto oa = load_operand<Tile<P>>(a + tile_row(t) * pitch, pitch);
+      const auto ob = load_operand<Tile<P>>(b + tile_col(t) * pitch, pitch);
       Tile<P>::mma(x[t], oa, ob);
     }
   }
@@ -47,14 +49,12 @@ struct BlockAcc {
   template <class Fn>
   GPU_DEVICE void for_each(Fn fn) {
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const int tile = warp_id() + t * num_warps();
+    for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int i = 0; i < Tile<P>::kAcc; ++i) {
         const Coord at = Tile<P>::coord(i);
-        fn(16 * (tile / 4) + at.row, 16 * (tile % 4) + at.col, x[t].x[i]);
+        fn(tile_row(t) + at.row, tile_col(t) + at.col, x[t].x[i]);
       }
-    }
   }
 };
 
@@ -81,6 +81,7 @@ struct BlockAcc<float> {
       for (int c = 0; c < kCols; ++c) fn(row0() + r, col0() + c, x[r][c]);
   }
   GPU_DEVICE void add_step(const float* a, const float* b, int pitch) {
+#pragma unroll 4
     for (int k = 0; k < kStepK; ++k) {
       float vb[kCols];
 #pragma unroll

@@ -10,7 +10,7 @@
 
 #define TRIVIUM_GPU_NS cuda
 
-#define GPU_KERNEL(max_threads) __global__ __launch_bounds__(max_threads)
+#define GPU_KERNEL(...) __global__ __launch_bounds__(__VA_ARGS__)
 #define GPU_DEVICE __device__ __forceinline__
 #define GPU_SHARED(T, name, count) __shared__ __align__(16) T name[count]
 #define GPU_DYNAMIC_SHARED(T, name)                               \

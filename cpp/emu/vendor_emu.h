@@ -16,7 +16,7 @@
 #define TRIVIUM_GPU_NS emu32
 #endif
 
-#define GPU_KERNEL(max_threads)
+#define GPU_KERNEL(...)
 #define GPU_DEVICE inline
 #define GPU_SHARED(T, name, count)                                                    \
   static constexpr ::trivium::emu::SharedSlot name##_slot{#name, __FILE__, __LINE__}; \

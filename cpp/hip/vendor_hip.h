@@ -10,7 +10,7 @@
 
 #define TRIVIUM_GPU_NS hip
 
-#define GPU_KERNEL(max_threads) __attribute__((global, amdgpu_flat_work_group_size(1, max_threads)))
+#define GPU_KERNEL(max_threads, ...) __attribute__((global, amdgpu_flat_work_group_size(1, max_threads)))
 #define GPU_DEVICE __attribute__((device, always_inline)) inline
 #define GPU_SHARED(T, name, count) __attribute__((shared, aligned(16))) T name[count]
 #define GPU_DYNAMIC_SHARED(T, name)                                           \

@@ -177,11 +177,10 @@ TRIVIUM_INLINE void fill_outputs_item(const LutForwardArgs& a, int64_t item) {
       add_synapses<fixed>(w, row_of(w, t, index[t]), o, a.numerics, sum);
   } else {
     const int64_t block = fixed ? a.numerics.forward_block : w.num_tables;
-    for (int64_t t0 = 0; t0 < w.num_tables; t0 += block) {
-      const int64_t t1 = t0 + block < w.num_tables ? t0 + block : w.num_tables;
+    for (int64_t t = 0; t < w.num_tables;) {
+      const int64_t end = t + block < w.num_tables ? t + block : w.num_tables;
       Real<fixed> part = 0;
-      for (int64_t t = t0; t < t1; ++t)
-        part += Real<fixed>(w.weights[(t * w.cells + index[t]) * w.outputs + o]);
+      for (; t < end; ++t) part += Real<fixed>(w.weights[(t * w.cells + index[t]) * w.outputs + o]);
       sum += contribution<fixed>(part, a.numerics);
     }
   }

@@ -42,11 +42,16 @@ TRIVIUM_INLINE Sum<fixed> pairs_sum(const LutTable& w, const LutNumerics& numeri
 template <bool fixed>
 TRIVIUM_INLINE void fill_outputs_for_sequence_item(const LutSequenceForwardArgs& a, int64_t item) {
   const auto [row, o] = split(item, a.table.outputs);
-  const auto [b, j] = split(row, a.sequence.length);
+  const LutSequence& s = a.sequence;
+  const int64_t j = split(row, s.length).remainder;
+  const int64_t num_tables = a.table.num_tables;
+  const int32_t* index = s.index + (row - j) * num_tables;  // of position 0
   Sum<fixed> sum = 0;
-  for (int64_t t = 0; t < a.table.num_tables; ++t)
-    sum += pairs_sum<fixed>(a.table, a.numerics, t, o, 0, j,
-                            [&](int64_t i) { return cell_at(a.sequence, a.table.num_tables, b, i, j, t); });
+  for (int64_t t = 0; t < num_tables; ++t)
+    sum += pairs_sum<fixed>(a.table, a.numerics, t, o, 0, j, [&](int64_t i) {
+      const int32_t e = s.num_pe ? s.pe_index[(j - i - 1) * num_tables + t] : 0;
+      return pair_cell(s, index[j * num_tables + t], index[i * num_tables + t], e);
+    });
   a.y[item] = value_of(sum, a.numerics);
 }
 
@@ -193,34 +198,35 @@ TRIVIUM_INLINE void remember_item(const LutDecodeArgs& a, int64_t item) {
   a.cache[place * a.table.num_tables + t] = a.index[item];
 }
 
-// The first position that a row sees, and its place in the ring; later ones follow, once around the end.
-struct RingStart {
-  int64_t first, place;
+// What a row sees of its slot's ring: positions [first, position), of which i lies at i + offset, or one ring
+// before that from `turn` on.
+struct DecodeRow {
+  const int32_t* index;  // [Nt] of the row's own position
+  int64_t first, position, offset, turn;
 };
-TRIVIUM_INLINE RingStart ring_start(const LutDecodeArgs& a, int64_t row) {
+TRIVIUM_INLINE DecodeRow decode_row(const LutDecodeArgs& a, int64_t row) {
   const int64_t j = a.positions[row], first = j < a.window ? 0 : j - a.window;
-  return {first, split(first, a.ring).remainder};
+  const int64_t start = split(first, a.ring).quotient * a.ring;
+  return {a.index + row * a.table.num_tables, first, j, a.slots[row] * a.ring - start, start + a.ring};
 }
 
-TRIVIUM_INLINE int32_t decode_cell(const LutDecodeArgs& a, const RingStart& start, int64_t row, int64_t i,
-                                   int64_t t) {
-  const int64_t num_tables = a.table.num_tables, j = a.positions[row];
-  int64_t place = start.place + i - start.first;
-  if (place >= a.ring) place -= a.ring;
-  const int32_t k = a.cache[(a.slots[row] * a.ring + place) * num_tables + t];
-  const int32_t e = a.num_pe ? a.pe_index[(j - i - 1) * num_tables + t] : 0;
-  return a.index[row * num_tables + t] << (a.num_anchors + a.num_pe) | k << a.num_pe | e;
+TRIVIUM_INLINE int32_t decode_cell(const LutDecodeArgs& a, const DecodeRow& row, int64_t i, int64_t t) {
+  const int64_t num_tables = a.table.num_tables;
+  const int64_t place = row.offset + (i < row.turn ? i : i - a.ring);
+  const int32_t k = a.cache[place * num_tables + t];
+  const int32_t e = a.num_pe ? a.pe_index[(row.position - i - 1) * num_tables + t] : 0;
+  return row.index[t] << (a.num_anchors + a.num_pe) | k << a.num_pe | e;
 }
 
 // item = row * O + o
 template <bool fixed>
 TRIVIUM_INLINE void decode_item(const LutDecodeArgs& a, int64_t item) {
   const auto [row, o] = split(item, a.table.outputs);
-  const RingStart start = ring_start(a, row);
+  const DecodeRow seen = decode_row(a, row);
   Sum<fixed> sum = 0;
   for (int64_t t = 0; t < a.table.num_tables; ++t)
-    sum += pairs_sum<fixed>(a.table, a.numerics, t, o, start.first, a.positions[row],
-                            [&, at = row](int64_t i) { return decode_cell(a, start, at, i, t); });
+    sum += pairs_sum<fixed>(a.table, a.numerics, t, o, seen.first, seen.position,
+                            [&](int64_t i) { return decode_cell(a, seen, i, t); });
   const float y = value_of(sum, a.numerics);
   a.y[item] = a.accumulate ? a.y[item] + y : y;
 }

@@ -20,7 +20,7 @@ void gather_x_gradients_kernel(LutXGradientArgs a, int64_t count) {
 
 // 32 threads a row of gx, each with the inputs it owns.
 template <bool fixed>
-GPU_KERNEL(kLutBlock)
+GPU_KERNEL(kLutBlock, 6)
 void propagate_through_detectors_kernel(LutPropagateArgs a) {
   const int64_t row = lut_group();
   if (row < a.rows) lut::propagate_through_detectors_item<fixed>(a, row, lut_lane(), lut::kPartials);

@@ -22,7 +22,7 @@ void gather_x_gradients_for_sequence_kernel(LutSequenceXGradientArgs a) {
 }
 
 template <bool fixed>
-GPU_KERNEL(kLutBlock)
+GPU_KERNEL(kLutBlock, 4)
 void gather_w_gradients_for_sequence_kernel(LutSequenceWGradientArgs a, LutOwners owners) {
   lut::WOwner owner;
   if (find_owner(owners, owner)) lut::gather_w_gradients_for_sequence_item<fixed>(a, owner);
@@ -63,7 +63,7 @@ void lut_gather_w_gradients_for_sequence(Stream stream, const LutSequenceWGradie
 void lut_decode(Stream stream, const LutDecodeArgs& a) {
   launch_items<LutDecodeArgs, lut::remember_item>(stream, a, a.rows * a.table.num_tables);
   dispatch_fixed(a.numerics, [&]<bool fixed>() {
-    launch_items<LutDecodeArgs, lut::decode_item<fixed>>(stream, a, a.rows * a.table.outputs);
+    launch_items<LutDecodeArgs, lut::decode_item<fixed>, 4>(stream, a, a.rows * a.table.outputs);
   });
 }
 

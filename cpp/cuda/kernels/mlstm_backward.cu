@@ -19,7 +19,7 @@ struct TokenBlock {
 
 // out[l][d] = rows_l . states[d] over the values' columns: C G_l (past) or dC v_l (future).
 template <class T, bool kPast>
-GPU_KERNEL(kMlstmThreads)
+GPU_KERNEL(kMlstmThreads, 4)
 void state_rows_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
   using P = ProductType<T>;
   GPU_SHARED(P, shared, Operands<P>::kCount);
@@ -47,17 +47,20 @@ void state_rows_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
 
 // P, G V^T and D of 64 x 64 pairs of tokens.
 template <class T>
-GPU_KERNEL(kMlstmThreads)
+GPU_KERNEL(kMlstmThreads, 3)
 void pairs_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
   using P = ProductType<T>;
   GPU_SHARED(P, shared, Operands<P>::kCount);
   GPU_SHARED(float, decays, kPairs);
+  GPU_SHARED(float, row_m, kEdge);
   const TokenBlock t(a.size, row_blocks, blockIdx.x);
   const int j0 = static_cast<int>(blockIdx.y) * kEdge;
   if (t.r0 >= t.at.count || j0 > t.r0) return;
   const T *q = as<T>(a.q) + t.at.at(a.qs), *k = as<T>(a.k) + t.at.at(a.ks);
   const T *v = as<T>(a.v) + t.at.at(a.vs), *dh = as<T>(a.dh) + t.at.at(a.dhs);
   mlstm_decays(work.sums, a.lf, a.li, t.tokens, t.r0, j0, t.at.count, decays);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kEdge) row_m[thread] = t.has(thread) ? finite_m(a.m[t.tokens + t.r0 + thread]) : 0.0f;
   sync_block();
   const auto store = [&](BlockAcc<P>& acc, bool scores) {
     acc.for_each([&](int r, int col, float& x) {
@@ -67,7 +70,7 @@ void pairs_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
         work.dp[at] = x;
         return;
       }
-      const float weight = decay(decays[r * kPairPitch + col] - finite_m(a.m[token]));
+      const float weight = decay(decays[r * kPairPitch + col] - row_m[r]);
       work.w[at] = weight;
       work.p[at] = a.options.scale * x * weight;
     });
@@ -96,27 +99,33 @@ void pairs_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
 
 // A block carries 64 x 64 of dC of one head from the last chunk to the first, as states_kernel does forward.
 template <class T>
-GPU_KERNEL(kMlstmThreads)
+GPU_KERNEL(kMlstmThreads, 3)
 void gradient_states_kernel(MlstmBackwardArgs a, BackwardWork work) {
   using P = ProductType<T>;
   GPU_SHARED(P, shared, Operands<P>::kCount);
+  GPU_SHARED(float, query_factors, kMaxChunk);  // of the chunk's tokens
+  GPU_SHARED(float, output_factors, kMaxChunk);
   const int64_t head = blockIdx.x, dqk = a.size.dqk, dv = a.size.dv, chunks = a.size.num_chunks();
   const int64_t d0 = static_cast<int64_t>(blockIdx.y) * kEdge, v0 = static_cast<int64_t>(blockIdx.z) * kEdge;
   const int64_t n_at = d0 + threadIdx.x;
   const bool owns_n = blockIdx.z == 0 && threadIdx.x < kEdge && n_at < dqk;
+  const int64_t corner = d0 * dv + v0;
+  // Places within the 64 rows in 32 bits: they are kept for all chunks.
+  const int rows = static_cast<int>(dqk - d0), cols = static_cast<int>(dv - v0), pitch = static_cast<int>(dv);
+  const float* last = a.dc_last ? a.dc_last + head * dqk * dv + corner : nullptr;
   BlockAcc<P> dc;
-  dc.for_each([&](int r, int col, float& x) {
-    x = a.dc_last && d0 + r < dqk && v0 + col < dv ? a.dc_last[(head * dqk + d0 + r) * dv + v0 + col] : 0.0f;
-  });
+  dc.for_each(
+      [&](int r, int col, float& x) { x = last && r < rows && col < cols ? last[r * pitch + col] : 0.0f; });
   float dn = owns_n && a.dn_last && a.exact ? a.dn_last[head * dqk + n_at] : 0.0f;
   for (int64_t k = chunks; k >= 0; --k) {
     const int64_t slot = head * (chunks + 1 - a.dc_first) + k - a.dc_first;
     const bool kept = k >= a.dc_first, first = k == 0 && a.dc0;
+    float* state = kept ? a.dc_states + slot * dqk * dv + corner : nullptr;
+    float* initial = first ? a.dc0 + head * dqk * dv + corner : nullptr;
     dc.for_each([&](int r, int col, float& x) {
-      if (d0 + r >= dqk || v0 + col >= dv) return;
-      const int64_t place = (d0 + r) * dv + v0 + col;
-      if (kept) a.dc_states[slot * dqk * dv + place] = x;
-      if (first) a.dc0[head * dqk * dv + place] = x;
+      if (r >= rows || col >= cols) return;
+      if (state) state[r * pitch + col] = x;
+      if (initial) initial[r * pitch + col] = x;
     });
     if (owns_n && kept) a.dn_states[slot * dqk + n_at] = dn;
     if (owns_n && first) a.dn0[head * dqk + n_at] = dn;
@@ -125,28 +134,30 @@ void gradient_states_kernel(MlstmBackwardArgs a, BackwardWork work) {
     const int64_t tokens = head * a.size.tokens + at.first;
     const float before = a.m_states[head * (chunks + 1) + k - 1], after = a.m_states[head * (chunks + 1) + k];
     const float keep = decay(work.sums.g[head * chunks + k - 1] + before - finite_m(after));
+    sync_block();  // the factors before have been read
+    for (int l = static_cast<int>(threadIdx.x); l < at.count; l += kMlstmThreads) {
+      query_factors[l] = query_factor(a, work.sums, tokens + l, before);
+      output_factors[l] = output_factor(a, tokens + l);
+    }
     const T *q = as<T>(a.q) + at.at(a.qs), *dh = as<T>(a.dh) + at.at(a.dhs);
     dc.for_each([&](int, int, float& x) { x *= keep; });
     const auto query = [&](int r, int64_t l) {
-      return d0 + r < dqk
-                 ? query_factor(a, work.sums, tokens + l, before) * to_float(q[l * a.qs.token + d0 + r])
-                 : 0.0f;
+      return d0 + r < dqk ? query_factors[l] * to_float(q[l * a.qs.token + d0 + r]) : 0.0f;
     };
     const auto gradient = [&](int r, int64_t l) {
-      return v0 + r < dv ? output_factor(a, tokens + l) * to_float(dh[l * a.dhs.token + v0 + r]) : 0.0f;
+      return v0 + r < dv ? output_factors[l] * to_float(dh[l * a.dhs.token + v0 + r]) : 0.0f;
     };
     add_product<P>(dc, at.count, shared, Along::rows, query, Along::rows, gradient);
     if (!owns_n || !a.exact) continue;
     dn *= keep;
     for (int l = 0; l < at.count; ++l)
-      dn = fma(query_factor(a, work.sums, tokens + l, before) * to_float(q[l * a.qs.token + n_at]),
-               work.e[tokens + l], dn);
+      dn = fma(query_factors[l] * to_float(q[l * a.qs.token + n_at]), work.e[tokens + l], dn);
   }
 }
 
 // dQ (kQueries) or dK of 64 tokens and 64 columns: the pairs' part, and what passes through the states.
 template <class T, bool kQueries>
-GPU_KERNEL(kMlstmThreads)
+GPU_KERNEL(kMlstmThreads, 4)
 void query_key_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
   using P = ProductType<T>;
   GPU_SHARED(P, shared, Operands<P>::kCount);
@@ -188,15 +199,20 @@ void query_key_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
 
 // dV of 64 tokens and 64 columns.
 template <class T>
-GPU_KERNEL(kMlstmThreads)
+GPU_KERNEL(kMlstmThreads, 3)
 void value_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
   using P = ProductType<T>;
   GPU_SHARED(P, shared, Operands<P>::kCount);
+  GPU_SHARED(float, future, kEdge);  // of rows: the decay of dC
   const TokenBlock t(a.size, row_blocks, blockIdx.x);
   if (t.r0 >= t.at.count) return;
   const int64_t v0 = static_cast<int64_t>(blockIdx.y) * kEdge, dqk = a.size.dqk, dv = a.size.dv;
   const ChunkStates states(a, t.at);
   const T *k = as<T>(a.k) + t.at.at(a.ks), *dh = as<T>(a.dh) + t.at.at(a.dhs);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kEdge)
+    future[thread] =
+        t.has(thread) ? decay(work.sums.a[t.tokens + t.r0 + thread] - finite_m(states.after)) : 0.0f;
   BlockAcc<P> acc;
   acc.clear();
   const auto key = [&](int r, int64_t d) {
@@ -204,9 +220,7 @@ void value_kernel(MlstmBackwardArgs a, BackwardWork work, int row_blocks) {
   };
   const auto state = [&](int r, int64_t d) { return v0 + r < dv ? states.dc[d * dv + v0 + r] : 0.0f; };
   add_product<P>(acc, dqk, shared, Along::k, key, Along::rows, state);
-  acc.for_each([&](int r, int, float& x) {
-    x *= t.has(r) ? decay(work.sums.a[t.tokens + t.r0 + r] - finite_m(states.after)) : 0.0f;
-  });
+  acc.for_each([&](int r, int, float& x) { x *= future[r]; });
   const auto pair = [&](int r, int64_t i) {
     const int64_t l = t.r0 + i, j = t.r0 + r;
     return t.has(r) && j <= l ? work.p[(t.tokens + l) * a.size.chunk + j] : 0.0f;
