@@ -1,5 +1,6 @@
 #include "models/folder.h"
 
+#include "core/registry.h"
 #include "io/json.h"
 #include "io/mmap.h"
 
@@ -35,6 +36,15 @@ std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::string& folder, int
     throw ModelFormatError(concat(where, ": the tokenizer has ", tokenizer->vocab_size(),
                                   " tokens, the model only ", vocab_size));
   return tokenizer;
+}
+
+void check_weights_fit(const std::string& path, int64_t bytes, Device device) {
+  if (!is_gpu(device.kind)) return;
+  const DeviceProperties p = device_properties(device);
+  if (bytes > p.free_bytes)
+    throw OutOfMemory(concat(path, ": its weights need ", bytes >> 20, " MiB; ", device, " (", p.name,
+                             ") has ", p.free_bytes >> 20, " MiB free of ", p.total_bytes >> 20,
+                             " MiB; --device cpu maps them from the file instead"));
 }
 
 }  // namespace trivium

@@ -18,4 +18,7 @@ std::vector<int32_t> stop_ids_of(const std::string& folder, std::vector<int32_t>
 std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::string& folder, int64_t vocab_size,
                                                   const LoadOptions& options);
 
+// OutOfMemory when `bytes` of weights do not fit on a GPU; to be asked before anything is uploaded.
+void check_weights_fit(const std::string& path, int64_t bytes, Device device);
+
 }  // namespace trivium

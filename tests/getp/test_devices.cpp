@@ -14,11 +14,12 @@ class Devices : public ::testing::Test {
  protected:
   Devices() { folder_.write("prompts.txt", "3\nReturn\nOpen\nGet the\n"); }
 
-  // The exit code and, when it is 0, the output file.
-  std::string run(Device device, const std::vector<int>& devices, int64_t steps = 5) {
+  // The exit code and, when it is 0, the output file. `family` names the demo model.
+  std::string run(Device device, const std::vector<int>& devices, const char* family = "",
+                  int64_t steps = 5) {
     getp::Options options;
     options.mode = getp::Mode::getp;
-    options.model = TRIVIUM_DEMO;
+    options.model = concat(TRIVIUM_DEMO, family);
     options.inputs = {folder_.file("prompts.txt")};
     options.output = folder_.file("out.txt");
     options.device = name_of(device.kind);
@@ -46,6 +47,15 @@ TEST_F(Devices, OneAndSeveralGiveTheCpusTokens) {
   const int count = device_count(device.kind);
   const std::vector<int> list = count > 1 ? std::vector<int>{1, 0} : std::vector<int>{0};
   EXPECT_EQ(run(device, list), want) << list.size() << " replica(s)";
+}
+
+TEST_F(Devices, EveryFamilyGivesTheCpusTokens) {
+  for (const char* family : {"_xlstm", "_lut"}) {
+    // "Return" alone is six tokens of the LUT model, which reads bytes.
+    const std::string want = run(Device{}, {}, family, 12);
+    ASSERT_EQ(std::count(want.begin(), want.end(), '\n'), 3) << want;
+    EXPECT_EQ(run(test_device(), {}, family, 12), want) << family;
+  }
 }
 
 TEST_F(Devices, OneThatDoesNotExistIsAnErrorBeforeAnythingIsWritten) {
