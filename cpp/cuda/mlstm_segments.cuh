@@ -139,16 +139,13 @@ GPU_DEVICE float inverse_denominator(const MlstmOptions& o, float nt, float m) {
 // columns [v0, v0 + 64). Only chunks that are not full need it.
 GPU_DEVICE void keep_tokens(const MlstmSegmentsArgs& a, const Piece& p, const TokenGates& g, int64_t v0) {
   if (p.last == kChunk) return;
-  const int64_t rows = p.last - p.first, thread = threadIdx.x, threads = blockDim.x;
-  for (int64_t i = thread; i < rows * kEdge; i += threads) {
-    const int64_t l = p.first + i / kEdge, column = v0 + i % kEdge;
-    if (column < a.dv) p.slot.v[l * a.dv + column] = value_of(a, p, l, column);
-  }
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int64_t column = v0 + thread % kEdge;
+  for (int l = p.first + thread / kEdge; l < p.last && column < a.dv; l += threads / kEdge)
+    p.slot.v[l * a.dv + column] = value_of(a, p, l, column);
   if (v0 != 0) return;
-  for (int64_t i = thread; i < rows * a.dqk; i += threads) {
-    const int64_t l = p.first + i / a.dqk, d = i % a.dqk;
-    p.slot.k[d * kChunk + l] = key_of(a, p, l, d);
-  }
+  for (int l = p.first; l < p.last; ++l)
+    for (int64_t d = thread; d < a.dqk; d += threads) p.slot.k[d * kChunk + l] = key_of(a, p, l, d);
   if (thread >= p.first && thread < p.last) {
     p.slot.li[thread] = g.li[thread];
     p.slot.lf[thread] = g.lf[thread];

@@ -40,7 +40,7 @@ GPU_DEVICE void add_runs(const MlstmSegmentsArgs& a, const Piece& p, int64_t d0,
 
 // Pieces of one token, and 64 columns of its h. Reads C, the chunk's keys and values once.
 GPU_KERNEL(kTokenThreads)
-void token_kernel(MlstmSegmentsArgs a, bool further) {
+void segment_token_kernel(MlstmSegmentsArgs a, bool further) {
   GPU_SHARED(float, gates, 4 * kChunk);
   GPU_SHARED(float, query, kTokenThreads);
   GPU_SHARED(float, key, kTokenThreads);
@@ -144,7 +144,7 @@ GPU_DEVICE float past_nt(const MlstmSegmentsArgs& a, const Piece& p, int64_t r) 
 
 // Pieces of several tokens: 64 columns of their h.
 GPU_KERNEL(kMlstmThreads)
-void piece_kernel(MlstmSegmentsArgs a, bool further) {
+void segment_piece_kernel(MlstmSegmentsArgs a, bool further) {
   GPU_SHARED(float, shared, Operands<float>::kCount);
   GPU_SHARED(float, pairs, kPairs);
   GPU_SHARED(float, gates, 4 * kChunk);
@@ -160,38 +160,36 @@ void piece_kernel(MlstmSegmentsArgs a, bool further) {
   };
   const auto key = [&](int j, int64_t d) { return j < p.last ? key_of(a, p, j, d) : 0.0f; };
   const auto columns = [&](int c, int64_t d) { return v0 + c < a.dv ? p.c[d * a.dv + v0 + c] : 0.0f; };
-  BlockAcc<float> scores, out, inner;
-  scores.clear(), out.clear(), inner.clear();
-  add_in_runs(scores, a.dqk, shared, query, Along::k, key);
-  pair_weights(a, p, g, scores, pairs);
-  if (!p.zero) add_in_runs(out, a.dqk, shared, query, Along::rows, columns);
-  const auto weight = [&](int r, int64_t j) { return pairs[r * kPairPitch + j]; };
-  const auto value = [&](int c, int64_t j) { return v0 + c < a.dv ? value_of(a, p, j, v0 + c) : 0.0f; };
-  add_product<float>(inner, p.last, shared, Along::k, weight, Along::rows, value);
+  {
+    BlockAcc<float> scores;
+    scores.clear();
+    add_in_runs(scores, a.dqk, shared, query, Along::k, key);
+    pair_weights(a, p, g, scores, pairs);
+  }
   if (thread >= p.first && thread < p.last) {
     float nt = past_nt(a, p, thread) * g.into[thread];
     for (int j = 0; j <= thread; ++j) nt += pairs[thread * kPairPitch + j];
     inverse[thread] = inverse_denominator(a.options, nt, g.m[thread]);
   }
-  sync_block();
-#pragma unroll
-  for (int i = 0; i < BlockAcc<float>::kRows; ++i)
-#pragma unroll
-    for (int c = 0; c < BlockAcc<float>::kCols; ++c) {
-      const int r = BlockAcc<float>::row0() + i;
-      const int64_t column = v0 + BlockAcc<float>::col0() + c;
-      if (r >= p.first && r < p.last && column < a.dv)
-        a.h[((p.row0 + r) * a.heads + p.head) * a.dv + column] =
-            (out.x[i][c] * g.into[r] + inner.x[i][c]) * inverse[r];
-    }
+  BlockAcc<float> out;
+  out.clear();
+  if (!p.zero) add_in_runs(out, a.dqk, shared, query, Along::rows, columns);
+  out.for_each([&](int r, int, float& x) { x *= r < p.last ? g.into[r] : 0.0f; });
+  const auto weight = [&](int r, int64_t j) { return pairs[r * kPairPitch + j]; };
+  const auto value = [&](int c, int64_t j) { return v0 + c < a.dv ? value_of(a, p, j, v0 + c) : 0.0f; };
+  add_in_runs(out, p.last, shared, weight, Along::rows, value);
+  out.for_each([&](int r, int c, float& x) {
+    if (r >= p.first && r < p.last && v0 + c < a.dv)
+      a.h[((p.row0 + r) * a.heads + p.head) * a.dv + v0 + c] = x * inverse[r];
+  });
   keep_tokens(a, p, g, v0);
 }
 
 void outputs(Stream stream, const MlstmSegmentsArgs& a, bool further) {
   const int64_t heads = (further ? a.num_further : a.num_segments) * a.heads, tiles = ceil_div(a.dv, kEdge);
-  launch(stream, {.grid = {heads, tiles}, .block = kTokenThreads}, token_kernel, a, further);
+  launch(stream, {.grid = {heads, tiles}, .block = kTokenThreads}, segment_token_kernel, a, further);
   if (a.longest > 1)
-    launch(stream, {.grid = {heads, tiles}, .block = kMlstmThreads}, piece_kernel, a, further);
+    launch(stream, {.grid = {heads, tiles}, .block = kMlstmThreads}, segment_piece_kernel, a, further);
 }
 
 }  // namespace
