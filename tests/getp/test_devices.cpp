@@ -58,6 +58,28 @@ TEST_F(Devices, EveryFamilyGivesTheCpusTokens) {
   }
 }
 
+TEST_F(Devices, TheLineAboutThemNamesWhatTheFamilyDecides) {
+  const Device device = test_device();
+  const std::string narrow = is_gpu(device.kind) || cpu_has_bf16_dot() ? "bfloat16" : "float32";
+  const auto line = [&](const char* family, Precision precision, std::optional<Dtype> kv_dtype) {
+    getp::Options options;
+    options.model = concat(TRIVIUM_DEMO, family);
+    options.precision = precision;
+    options.kv_dtype = kv_dtype;
+    const CancelToken cancel;
+    const std::string text = getp::device_line(options, {device}, cancel);
+    EXPECT_EQ(text.find(concat("device: ", device, " (")), 0u) << text;
+    return text.substr(text.find("), ") + 3);
+  };
+  using enum Precision;
+  EXPECT_EQ(line("", automatic, {}), concat("precision ", narrow, ", kv ", narrow));
+  EXPECT_EQ(line("", float32, {}), "precision float32, kv float32");
+  EXPECT_EQ(line("", float32, Dtype::bf16), "precision float32, kv bfloat16");
+  EXPECT_EQ(line("_xlstm", automatic, {}), concat("precision ", narrow, ", state float32"));
+  EXPECT_EQ(line("_xlstm", float32, Dtype::bf16), "precision float32, state float32");
+  EXPECT_EQ(line("_lut", automatic, {}), "precision float32, state int32");
+}
+
 TEST_F(Devices, OneThatDoesNotExistIsAnErrorBeforeAnythingIsWritten) {
   const Device device = test_device();
   EXPECT_EQ(run(device, {0, device_count(device.kind)}), "exit 1");

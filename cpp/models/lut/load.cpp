@@ -123,7 +123,8 @@ std::shared_ptr<Model> load_folder(const std::string& folder, const std::string&
   const LutConfig config = parse_config(io::parse_json_document(config_text, name), name);
   const auto archive = io::TensorArchive::open(folder, options.load_mode);
   auto tokenizer = find_tokenizer(folder, config, options);
-  LutWeights weights = load_weights(archive, config, options);
+  LutWeights weights;
+  if (options.load_weights) weights = load_weights(archive, config, options);
   ModelInfo info;
   info.model_type = "lut_transformer";
   info.path = folder;

@@ -141,6 +141,7 @@ Tensor LutModel::logits(Step& step) const {
 Tensor LutModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
   auto* own = dynamic_cast<LutStates*>(&states);
   TRIVIUM_CHECK(own, "forward: the states belong to another kind of model");
+  TRIVIUM_CHECK(weights_.archive, "forward: the model was loaded without weights");
   check_batch(batch, *own, config_);
   Step step{batch, *own, static_cast<int64_t>(batch.tokens.size()), {}};
   if (step.tokens == 0) return logits(step);

@@ -92,6 +92,7 @@ class XlstmModel : public Model {
              std::shared_ptr<const io::Tokenizer> tokenizer);
   const ModelInfo& info() const override { return info_; }
   Dtype default_kv_dtype() const override { return Dtype::f32; }
+  StateKind state_kind(Dtype /*kv_dtype*/) const override { return {"state", Dtype::f32}; }
   int64_t state_bytes(const StateOptions& options) const override;
   std::unique_ptr<SequenceStates> make_states(const StateOptions& options) const override;
   Tensor forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) override;
