@@ -12,7 +12,11 @@ constexpr int64_t kCopiedBytes = 2 << 20;
 
 WeightSource::WeightSource(const io::TensorArchive& archive, const std::string& path,
                            const LoadOptions& options)
-    : archive_(archive), path_(path), scan_(options), narrow_(options.precision == Precision::bfloat16) {
+    : archive_(archive),
+      path_(path),
+      device_(options.device),
+      scan_(options),
+      narrow_(options.precision == Precision::bfloat16) {
   scan_.expect(archive.total_bytes());
   if (is_gpu(options.device.kind)) uploader_.emplace(options.device, options.cancel);
 }
@@ -76,7 +80,7 @@ ops::Weight WeightSource::transposed(const std::string& name, const Shape& shape
                       name);
 }
 
-Tensor WeightSource::exact(const std::string& name, const Shape& shape, Dtype dtype) {
+Tensor WeightSource::stored(const std::string& name, const Shape& shape, Dtype dtype) {
   used_.insert(name);
   const Tensor t = archive_.tensor(name);
   if (!(t.shape() == shape) || t.dtype() != dtype)
@@ -85,14 +89,14 @@ Tensor WeightSource::exact(const std::string& name, const Shape& shape, Dtype dt
   return t;
 }
 
-Tensor WeightSource::exact_f32(const std::string& name, const Shape& shape) {
-  const Tensor t = exact(name, shape, Dtype::f32);
+Tensor WeightSource::scanned(const std::string& name, const Shape& shape) {
+  const Tensor t = stored(name, shape, Dtype::f32);
   scan_.dense(t, archive_.file_of(name), name);
-  return place(t);
+  return t;
 }
 
 void WeightSource::finish() {
-  if (uploader_) uploader_->finish();
+  wait();
   if (!missing_.empty()) {
     std::string list;
     for (size_t i = 0; i < missing_.size() && i < 5; ++i) list += (i ? ", " : "") + missing_[i];

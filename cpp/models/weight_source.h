@@ -32,6 +32,8 @@ class WeightSource {
 
   bool has(const std::string& name) const { return archive_.contains(name); }
   bool on_gpu() const { return uploader_.has_value(); }
+  Device device() const { return device_; }
+  const io::TensorArchive& archive() const { return archive_; }
 
   // As it is in the file: exactly `shape`, in f32, bf16 or f16.
   Tensor dense(const TensorNames& names, const Shape& shape);
@@ -45,17 +47,22 @@ class WeightSource {
   ops::Weight mxfp4(const std::string& blocks_name, const std::string& scales_name, const Shape& shape);
   // Dense experts stored [E, in, out] as a [E, out, in] matrix in memory of our own.
   ops::Weight transposed(const std::string& name, const Shape& shape);
-  // Exactly `shape` and `dtype`, not scanned, on the host; an error when it is not there.
-  Tensor exact(const std::string& name, const Shape& shape, Dtype dtype);
-  // The same in f32, scanned and placed.
-  Tensor exact_f32(const std::string& name, const Shape& shape);
+  // Exactly `shape` and `dtype`, on the host; an error when it is not there. Values are not looked at.
+  Tensor stored(const std::string& name, const Shape& shape, Dtype dtype);
+  // The same in f32, without NaN and infinities; then placed too.
+  Tensor scanned(const std::string& name, const Shape& shape);
+  Tensor weights(const std::string& name, const Shape& shape) { return place(scanned(name, shape)); }
 
   // Where the model will find the tensor: on its device, or as it is. Undefined ones stay undefined.
   Tensor place(const Tensor& t);
   // On a GPU in bf16, unless the precision is float32.
   ops::Weight place_matrix(const Tensor& t, const std::string& name);
 
-  // Waits for uploads; throws the list of missing tensors, at most five; warns of unused ones.
+  // Waits for uploads, which kernels of another stream do not.
+  void wait() {
+    if (uploader_) uploader_->finish();
+  }
+  // Waits; throws the list of missing tensors, at most five; warns of unused ones.
   void finish();
 
  private:
@@ -63,6 +70,7 @@ class WeightSource {
 
   const io::TensorArchive& archive_;
   const std::string path_;
+  const Device device_;
   WeightScan scan_;
   const bool narrow_;  // dense matrices become bf16 on a GPU
   std::optional<Uploader> uploader_;
