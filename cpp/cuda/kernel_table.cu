@@ -51,6 +51,10 @@ Kernels make_table() {
   t.mlstm_forward = entry<MlstmForwardArgs, mlstm_forward>;
   t.mlstm_backward = entry<MlstmBackwardArgs, mlstm_backward>;
   t.mlstm_recurrent = entry<MlstmRecurrentArgs, mlstm_recurrent>;
+  t.mlstm_segments = entry<MlstmSegmentsArgs, mlstm_segments>;
+  t.head_norm = entry<HeadNormArgs, head_norm>;
+  t.silu_mul = entry<SiluMulArgs, silu_mul>;
+  t.soft_cap = entry<SoftCapArgs, soft_cap>;
   return t;
 }
 

@@ -23,6 +23,11 @@ set(TRIVIUM_GPU_KERNELS
   kernels/mlstm_forward.cu
   kernels/mlstm_gates.cu
   kernels/mlstm_recurrent.cu
+  kernels/mlstm_segments.cu
+  kernels/mlstm_segment_states.cu
+  kernels/head_norm.cu
+  kernels/silu_mul.cu
+  kernels/soft_cap.cu
 )
 # Kernels that the emulator cannot run (wgmma, TMA, clusters, waiting for other blocks).
 set(TRIVIUM_HARDWARE_ONLY_KERNELS)

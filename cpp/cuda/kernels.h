@@ -43,5 +43,9 @@ void mlstm_gates(Stream stream, const MlstmGatesArgs& a);
 void mlstm_forward(Stream stream, const MlstmForwardArgs& a);
 void mlstm_backward(Stream stream, const MlstmBackwardArgs& a);
 void mlstm_recurrent(Stream stream, const MlstmRecurrentArgs& a);
+void mlstm_segments(Stream stream, const MlstmSegmentsArgs& a);
+void head_norm(Stream stream, const HeadNormArgs& a);
+void silu_mul(Stream stream, const SiluMulArgs& a);
+void soft_cap(Stream stream, const SoftCapArgs& a);
 
 }  // namespace trivium::TRIVIUM_GPU_NS

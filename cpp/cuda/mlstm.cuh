@@ -150,6 +150,14 @@ GPU_DEVICE float finite_m(float m) { return m == -INFINITY ? 0.0f : m; }
 // e^x for x <= 0; 0 for -infinity.
 GPU_DEVICE float decay(float x) { return x < -88.0f ? 0.0f : exp(x); }
 
+// min(x, 0) - log1p(e^-|x|); log1p by Kahan's correction, since a plain log loses small arguments.
+GPU_DEVICE float log_sigmoid(float x) {
+  if (isnan(x)) return x;
+  const float e = exp(-abs(x)), u = 1.0f + e;
+  const float log1p = u == 1.0f ? e : log(u) * (e / (u - 1.0f));
+  return min(x, 0.0f) - log1p;
+}
+
 // Work arrays of the gates, B NH S or B NH NC floats each.
 struct GateSums {
   float *b, *a;      // of tokens: sums from the chunk's start, input weights at its end

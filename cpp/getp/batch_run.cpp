@@ -26,9 +26,7 @@ MemoryPlan Job::plan(const Model& model, int batch_size, int64_t reserved_bytes)
 // On a GPU the weights come out of the same memory as the cache: refuse what cannot fit before reading them.
 void Job::plan_before_loading(Device device) {
   if (!is_gpu(device.kind)) return;
-  LoadOptions load = load_options(options_, device, *cancel_);
-  load.load_tokenizer = load.load_weights = false;
-  const std::shared_ptr<Model> model = load_model(options_.model, load);
+  const auto model = describe_model(options_.model, load_options(options_, device, *cancel_));
   const MemoryPlan planned = plan(*model, options_.batch_size, model->info().weight_bytes);
   if (!options_.quiet) std::fprintf(stderr, "%s beside the weights\n", describe(*model, planned).c_str());
 }
@@ -52,7 +50,7 @@ void Job::warm_up() {
   const auto start = Clock::now();
   const std::vector<Device> devices = chosen_devices(options_);
   replica_count_ = devices.size();
-  announce(options_, devices);
+  announce(options_, devices, *cancel_);
   for (const Device device : devices) {
     plan_before_loading(device);
     replicas_.push_back({load(options_, device, *cancel_), nullptr});

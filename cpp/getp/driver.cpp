@@ -76,8 +76,9 @@ LoadOptions load_options(const Options& options, Device device, const CancelToke
   return load;
 }
 
-void announce(const Options& options, const std::vector<Device>& devices) {
-  if (options.threads > 0) set_num_threads(options.threads);
+std::string device_line(const Options& options, const std::vector<Device>& devices,
+                        const CancelToken& cancel) {
+  const auto model = describe_model(options.model, load_options(options, devices.front(), cancel));
   std::string what;
   for (const Device device : devices) {
     what += concat(what.empty() ? "" : ", ", device);
@@ -88,9 +89,14 @@ void announce(const Options& options, const std::vector<Device>& devices) {
       what += concat(" (", p.name, ", ", p.arch, ", ", format_bytes(p.free_bytes), " free)");
     }
   }
-  const char* precision = name_of(options.precision);
-  std::fprintf(stderr, "device: %s, precision %s, kv %s\n", what.c_str(), precision,
-               options.kv_dtype ? name_of(*options.kv_dtype) : precision);
+  const StateKind state = model->state_kind(options.kv_dtype.value_or(model->default_kv_dtype()));
+  return concat("device: ", what, ", precision ", name_of(model->info().precision), ", ", state.name, ' ',
+                state.dtype);
+}
+
+void announce(const Options& options, const std::vector<Device>& devices, const CancelToken& cancel) {
+  if (options.threads > 0) set_num_threads(options.threads);
+  std::fprintf(stderr, "%s\n", device_line(options, devices, cancel).c_str());
 }
 
 std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel) {
@@ -102,7 +108,7 @@ std::shared_ptr<Model> load(const Options& options, Device device, const CancelT
 
 std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel) {
   const std::vector<Device> devices = chosen_devices(options);
-  announce(options, devices);
+  announce(options, devices, cancel);
   return load(options, devices.front(), cancel);
 }
 

@@ -39,8 +39,12 @@ std::vector<Device> chosen_devices(const Options& options);
 // What load_model() gets for `device`.
 LoadOptions load_options(const Options& options, Device device, const CancelToken& cancel);
 
-// Sets the threads and prints the device line; Options::kv_dtype unset follows the precision.
-void announce(const Options& options, const std::vector<Device>& devices);
+// "device: cpu (avx2, 2 threads), precision float32, kv float32": what the model's family makes of the
+// options, from its files' headers alone.
+std::string device_line(const Options& options, const std::vector<Device>& devices,
+                        const CancelToken& cancel);
+// Sets the threads and prints the device line.
+void announce(const Options& options, const std::vector<Device>& devices, const CancelToken& cancel);
 
 // Loads onto one device, with progress.
 std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel);

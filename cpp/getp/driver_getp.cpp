@@ -163,7 +163,7 @@ void Job::finish() {
   for (const Replica& replica : replicas_)
     report_.device += concat(report_.device.empty() ? "" : ",", replica.model->info().device);
   report_.precision = name_of(model_->info().precision);
-  report_.kv = name_of(options_.kv_dtype.value_or(model_->default_kv_dtype()));
+  report_.kv = name_of(model_->state_kind(options_.kv_dtype.value_or(model_->default_kv_dtype())).dtype);
   replicas_.clear();
   model_.reset();
 }

@@ -70,7 +70,8 @@ std::string describe(const Model& model, const MemoryPlan& plan) {
   if (plan.planned_bytes < plan.wanted_bytes)
     text += concat(" of ", format_bytes(plan.wanted_bytes), " (sequences will take turns)");
   return text + concat(" (batch ", plan.states.num_slots, ", ", plan.states.max_length, " positions, ",
-                       plan.states.kv_dtype, "), ", format_bytes(plan.free_bytes), " free");
+                       model.state_kind(plan.states.kv_dtype).dtype, "), ", format_bytes(plan.free_bytes),
+                       " free");
 }
 
 }  // namespace trivium::getp

@@ -1,6 +1,7 @@
 // Reading a model's config.json.
 #pragma once
 
+#include <cmath>
 #include <initializer_list>
 #include <limits>
 #include <optional>
@@ -75,6 +76,11 @@ class ConfigReader {
     require(low <= value && value <= high,
             concat("\"", key, "\" is ", value, ", expected ", low, " to ", high));
     return low <= value && value <= high;
+  }
+
+  void positive(const char* key, double value) {
+    require(std::isfinite(value) && value > 0,
+            concat("\"", key, "\" is ", value, ", expected a positive number"));
   }
 
   void problem(const std::string& text) { problems_ += (problems_.empty() ? "" : "; ") + text; }

@@ -1,5 +1,7 @@
 #include "models/folder.h"
 
+#include "core/registry.h"
+#include "io/hash.h"
 #include "io/json.h"
 #include "io/mmap.h"
 
@@ -25,16 +27,45 @@ std::vector<int32_t> stop_ids_of(const std::string& folder, std::vector<int32_t>
   return ids;
 }
 
-std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::string& folder, int64_t vocab_size,
+std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::vector<std::string>& folders, int64_t vocab_size,
                                                   const LoadOptions& options) {
   if (!options.load_tokenizer) return nullptr;
-  const std::string where = options.tokenizer_path.empty() ? folder : options.tokenizer_path;
-  if (options.tokenizer_path.empty() && !io::Tokenizer::present(folder)) return nullptr;
+  std::string where = options.tokenizer_path;
+  for (const std::string& folder : folders)
+    if (where.empty() && io::Tokenizer::present(folder)) where = folder;
+  if (where.empty()) return nullptr;
   auto tokenizer = io::Tokenizer::load(where);
   if (tokenizer->vocab_size() > vocab_size)
     throw ModelFormatError(concat(where, ": the tokenizer has ", tokenizer->vocab_size(),
                                   " tokens, the model only ", vocab_size));
   return tokenizer;
+}
+
+Precision resolve(Precision precision, Device device) {
+  if (precision != Precision::automatic) return precision;
+  return is_gpu(device.kind) || cpu_has_bf16_dot() ? Precision::bfloat16 : Precision::float32;
+}
+
+ModelInfo info_of(const char* model_type, const std::string& path, const std::string& config_text,
+                  const io::TensorArchive& archive, Precision precision, Device device) {
+  ModelInfo info;
+  info.model_type = model_type;
+  info.path = path;
+  info.precision = precision;
+  info.device = device;
+  info.weight_bytes = archive.total_bytes();
+  info.fingerprint = io::hash64(config_text, archive.fingerprint());
+  info.config_json = config_text;
+  return info;
+}
+
+void check_weights_fit(const std::string& path, int64_t bytes, Device device) {
+  if (!is_gpu(device.kind)) return;
+  const DeviceProperties p = device_properties(device);
+  if (bytes > p.free_bytes)
+    throw OutOfMemory(concat(path, ": its weights need ", bytes >> 20, " MiB; ", device, " (", p.name,
+                             ") has ", p.free_bytes >> 20, " MiB free of ", p.total_bytes >> 20,
+                             " MiB; --device cpu maps them from the file instead"));
 }
 
 }  // namespace trivium

@@ -14,8 +14,18 @@ namespace trivium {
 std::vector<int32_t> stop_ids_of(const std::string& folder, std::vector<int32_t> fallback,
                                  int64_t vocab_size);
 
-// The tokenizer the options name, else the folder's own; null when there is none.
-std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::string& folder, int64_t vocab_size,
+// The tokenizer the options name, else that of the first folder that has one; null when there is none.
+std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::vector<std::string>& folders, int64_t vocab_size,
                                                   const LoadOptions& options);
+
+// What `auto` means for a family that runs in either: bfloat16 where the device multiplies it.
+Precision resolve(Precision precision, Device device);
+
+// What all families say of a model alike: everything but sizes and stops.
+ModelInfo info_of(const char* model_type, const std::string& path, const std::string& config_text,
+                  const io::TensorArchive& archive, Precision precision, Device device);
+
+// OutOfMemory when `bytes` of weights do not fit on a GPU; to be asked before anything is uploaded.
+void check_weights_fit(const std::string& path, int64_t bytes, Device device);
 
 }  // namespace trivium

@@ -81,6 +81,12 @@ struct StateOptions {
   int64_t budget_bytes = 0;       // 0: enough for num_slots sequences of max_length
 };
 
+// What the state of a sequence is made of, for people: "kv" in bfloat16.
+struct StateKind {
+  const char* name;
+  Dtype dtype;
+};
+
 // The states of up to num_slots sequences.
 class SequenceStates {
  public:
@@ -103,7 +109,9 @@ class Model {
  public:
   virtual ~Model() = default;
   virtual const ModelInfo& info() const = 0;
-  virtual Dtype default_kv_dtype() const = 0;                          // follows the precision
+  virtual Dtype default_kv_dtype() const = 0;  // follows the precision
+  // What make_states makes when asked for `kv_dtype`, which families without keys and values do not follow.
+  virtual StateKind state_kind(Dtype kv_dtype) const { return {"kv", kv_dtype}; }
   virtual int64_t state_bytes(const StateOptions& options) const = 0;  // what make_states would allocate
   virtual std::unique_ptr<SequenceStates> make_states(const StateOptions& options) const = 0;
   // Processes the batch and updates the states. Returns logits [rows, vocab_size] f32 on the model's
@@ -121,6 +129,9 @@ class Model {
  protected:
   std::shared_ptr<const io::Tokenizer> tokenizer_;
 };
+
+// What load_model would give, without weights and tokenizer: sizes, precision, memory to plan.
+std::shared_ptr<Model> describe_model(const std::string& path, LoadOptions options = {});
 
 // A model folder (config.json's model_type picks the family), OpenAI's original layout, or model.bin.
 std::shared_ptr<Model> load_model(const std::string& path, const LoadOptions& options = {});

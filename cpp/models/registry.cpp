@@ -86,6 +86,11 @@ Precision parse_precision(std::string_view text) {
       concat("unknown precision \"", printable(text), "\"; expected auto, float32 or bfloat16"));
 }
 
+std::shared_ptr<Model> describe_model(const std::string& path, LoadOptions options) {
+  options.load_tokenizer = options.load_weights = false;
+  return load_model(path, options);
+}
+
 std::shared_ptr<Model> load_model(const std::string& path, const LoadOptions& options) {
   std::error_code failed;
   const auto status = fs::status(path, failed);

@@ -133,18 +133,40 @@ struct MlstmRecurrentArgs {
 // What a language model's step needs: many sequences, each with a state of constant size in its slot.
 
 inline constexpr int64_t kMlstmSlotChunk = 64;
+inline constexpr int64_t kMlstmSlotTile = 64;  // rows and columns of C that one block of a GPU carries
+
+// Tiles of a head's C, each of which keeps an m of its own, so that no block reads what another one writes.
+constexpr int64_t mlstm_slot_tiles(int64_t dqk, int64_t dv) {
+  return ((dqk + kMlstmSlotTile - 1) / kMlstmSlotTile) * ((dv + kMlstmSlotTile - 1) / kMlstmSlotTile);
+}
 
 // Float32 values of one head's state in a slot; what they mean is the backend's own: the state at the last
 // multiple of kMlstmSlotChunk tokens, and the keys, values and gates of the tokens since.
 constexpr int64_t mlstm_slot_floats(int64_t dqk, int64_t dv) {
   const int64_t keys = (dqk + 15) / 16 * 16, values = (dv + 31) / 32 * 32;
-  return keys * values + keys + kMlstmSlotChunk * (keys + values) + 2 * kMlstmSlotChunk + 16;
+  return keys * values + keys + kMlstmSlotChunk * (keys + values) + 2 * kMlstmSlotChunk +
+         (mlstm_slot_tiles(dqk, dv) + 15) / 16 * 16;
 }
 
 // Consecutive tokens of one sequence: rows [row, row + count) of the step, positions start, start + 1, ...
+// A count of 0 does nothing: it pads a step.
 struct MlstmSegment {
   int32_t slot, start, row, count;
+  int32_t further = 0;  // entries of MlstmSegmentsArgs::owners before this segment's
 };
+
+// Chunks that a segment reaches into beyond its first.
+constexpr int64_t mlstm_further_chunks(int64_t start, int64_t count) {
+  return count == 0 ? 0 : (start % kMlstmSlotChunk + count - 1) / kMlstmSlotChunk;
+}
+// The most there can be in a step: two tokens may already lie in two chunks.
+constexpr int64_t mlstm_most_further_chunks(int64_t segments, int64_t tokens) {
+  return tokens / kMlstmSlotChunk + (segments < tokens / 2 ? segments : tokens / 2);
+}
+// Floats of the state before one of those chunks.
+constexpr int64_t mlstm_chunk_state_floats(int64_t heads, int64_t dqk, int64_t dv) {
+  return heads * (dqk * dv + dqk + 1);
+}
 
 // The cell over the segments of a step. Work is cut at multiples of kMlstmSlotChunk from the start of the
 // sequence, so a token's bits depend on its position and its past only. A segment that starts at 0 starts
@@ -158,6 +180,11 @@ struct MlstmSegmentsArgs {
   int64_t num_segments, heads, dqk, dv, stride, gate_stride, slot_stride;
   float gate_cap;  // gates are gate_cap tanh(x / gate_cap); 0: as they are
   MlstmOptions options;
+  // GPU only: the longest count, and for each of the segments' further chunks, in order, the segment it
+  // belongs to and room for the state before it.
+  int64_t longest = 0, num_further = 0;
+  const int32_t* owners = nullptr;  // [num_further]
+  float* chunk_states = nullptr;    // [num_further, mlstm_chunk_state_floats()]
 };
 
 // y = sigmoid(gate) * (w * (x - mean) / sqrt(var + eps) + bias), mean and var over each head (Ba et al.

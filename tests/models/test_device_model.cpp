@@ -114,28 +114,34 @@ TEST(DeviceModel, AFailedStepLeavesTheStatesUsable) {
             static_cast<size_t>(kVocab));
 }
 
-// The shipped model through scheduler, cache and sampling: what a user sees must not depend on the device.
-TEST(DeviceModel, TheDemoModelGeneratesTheCpusGreedyTokens) {
-  const auto generate = [](Device device) {
-    LoadOptions options;
-    options.device = device;
-    options.precision = Precision::float32;
-    getp::Engine engine(load_model(TRIVIUM_DEMO, options),
-                        {.batch_size = 2, .max_step_tokens = 0, .kv_dtype = {}, .budget_bytes = 0});
-    std::vector<getp::Request> requests;
-    for (const char* prompt : {"Return True if the", "Open a", "Get the current"}) {
-      requests.push_back(getp::text_request(engine.model(), prompt));
-      requests.back().max_tokens = emulated() ? 5 : 40;
-      requests.back().ignore_eos = true;
-    }
-    std::vector<std::vector<int32_t>> tokens;
-    for (const getp::Result& result : engine.generate(requests)) tokens.push_back(result.tokens);
-    return tokens;
-  };
-  const auto want = generate(Device{});
-  ASSERT_GE(want.at(0).size(), 5u);
-  EXPECT_EQ(generate(test_device()), want);
+std::vector<std::vector<int32_t>> greedy_tokens(const std::string& folder, Device device) {
+  LoadOptions options;
+  options.device = device;
+  options.precision = Precision::float32;
+  getp::Engine engine(load_model(folder, options),
+                      {.batch_size = 2, .max_step_tokens = 0, .kv_dtype = {}, .budget_bytes = 0});
+  std::vector<getp::Request> requests;
+  for (const char* prompt : {"Return True if the", "Open a", "Get the current"}) {
+    requests.push_back(getp::text_request(engine.model(), prompt));
+    requests.back().max_tokens = emulated() ? 5 : 40;
+    requests.back().ignore_eos = true;
+  }
+  std::vector<std::vector<int32_t>> tokens;
+  for (const getp::Result& result : engine.generate(requests)) tokens.push_back(result.tokens);
+  return tokens;
 }
+
+// A shipped model through scheduler, states and sampling: what a user sees must not depend on the device.
+void expect_the_cpus_tokens(const char* family) {
+  const std::string folder = concat(TRIVIUM_DEMO, family);
+  const auto want = greedy_tokens(folder, Device{});
+  ASSERT_GE(want.at(0).size(), 5u);
+  EXPECT_EQ(greedy_tokens(folder, test_device()), want);
+}
+
+TEST(DeviceModel, TheDemoModelGeneratesTheCpusGreedyTokens) { expect_the_cpus_tokens(""); }
+TEST(DeviceModel, TheXlstmDemoGeneratesTheCpusGreedyTokens) { expect_the_cpus_tokens("_xlstm"); }
+TEST(DeviceModel, TheLutDemoGeneratesTheCpusGreedyTokens) { expect_the_cpus_tokens("_lut"); }
 
 }  // namespace
 }  // namespace trivium::testing

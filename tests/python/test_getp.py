@@ -209,6 +209,15 @@ def test_first_line_of_stderr_is_the_device(model, prompts, tmp_path):
     assert first.startswith("device: cpu (") and first.endswith("1 thread), precision float32, kv bfloat16")
 
 
+@pytest.mark.parametrize("family", ["", "_xlstm", "_lut"])
+def test_the_device_line_says_what_auto_became(model, prompts, tmp_path, family):
+    done = batch(f"{model}{family}", prompts, tmp_path / "o.txt", "--max-tokens", "1", "--json")
+    first, report = done.stderr.decode().splitlines()[0], json.loads(done.stdout)
+    assert report["precision"] in ("float32", "bfloat16")
+    name = "state" if family else "kv"
+    assert first.endswith(f"precision {report['precision']}, {name} {report['kv']}")
+
+
 def test_output_to_stdout(model, prompts, tmp_path):
     batch(model, prompts, tmp_path / "out.txt", "--max-tokens", "5")
     done = batch(model, prompts, "-", "--max-tokens", "5")

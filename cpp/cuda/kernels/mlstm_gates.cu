@@ -6,14 +6,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// min(x, 0) - log1p(e^-|x|); log1p by Kahan's correction, since a plain log loses small arguments.
-GPU_DEVICE float log_sigmoid(float x) {
-  if (isnan(x)) return x;
-  const float e = exp(-abs(x)), u = 1.0f + e;
-  const float log1p = u == 1.0f ? e : log(u) * (e / (u - 1.0f));
-  return min(x, 0.0f) - log1p;
-}
-
 template <class T>
 GPU_KERNEL(kThreads)
 void gates_kernel(MlstmGatesArgs a) {

@@ -11,8 +11,7 @@ LutConfig parse_config(const io::JsonValue& json, const std::string& name) {
   LutConfig c;
   const auto size = [&](const char* key, int64_t low, int64_t high, std::optional<int64_t> fallback = {}) {
     const int64_t value = r.integer({key}, fallback);
-    r.require(low <= value && value <= high,
-              concat("\"", key, "\" is ", value, ", expected ", low, " to ", high));
+    r.in_range(key, value, low, high);
     return value;
   };
   c.vocab_size = size("vocab_size", 1, 1 << 24);

@@ -1,48 +1,18 @@
 // From a folder that trivium.lut.LUTTransformer.save wrote to a LutModel.
 #include "core/registry.h"
-#include "io/hash.h"
-#include "io/tokenizer.h"
+#include "models/folder.h"
 #include "models/lut/model.h"
-#include "models/scan.h"
+#include "models/weight_source.h"
 
 namespace trivium::lut {
 namespace {
-
-// Takes tensors out of the archive by name, checked and on the device.
-class Source {
- public:
-  Source(const io::TensorArchive& archive, const LoadOptions& options)
-      : archive_(archive), options_(options), scan_(options) {
-    scan_.expect(archive.total_bytes());
-  }
-
-  Tensor weights(const std::string& name, const Shape& shape) {
-    const Tensor t = stored(name, shape, Dtype::f32);
-    scan_.dense(t, archive_.file_of(name), name);
-    return t.to(options_.device);
-  }
-  Tensor stored(const std::string& name, const Shape& shape, Dtype dtype) const {
-    const Tensor t = archive_.tensor(name);
-    if (!(t.shape() == shape) || t.dtype() != dtype)
-      throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.dtype(), ' ',
-                                    t.shape(), ", expected ", dtype, ' ', shape));
-    return t;
-  }
-  const io::TensorArchive& archive() const { return archive_; }
-  Device device() const { return options_.device; }
-
- private:
-  const io::TensorArchive& archive_;
-  const LoadOptions& options_;
-  WeightScan scan_;
-};
 
 struct BlockShape {
   int64_t tables, pairs, outputs;
   bool attention;
 };
 
-Block load_block(Source& source, const LutConfig& c, const std::string& name, const BlockShape& shape) {
+Block load_block(WeightSource& source, const LutConfig& c, const std::string& name, const BlockShape& shape) {
   LayerOptions o;
   o.inputs = c.embedding_dim;
   o.outputs = shape.outputs;
@@ -74,14 +44,15 @@ Block load_block(Source& source, const LutConfig& c, const std::string& name, co
                              .num_pe = c.positional_dim,
                              .cmp_eps = o.cmp_eps,
                              .unified = c.unified_pe};
+  source.wait();
   call_kernel(source.device(), &Kernels::lut_check_positional_embeddings, "lut_check_positional_embeddings",
               nullptr, args);
   return block;
 }
 
-LutWeights load_weights(const std::shared_ptr<io::TensorArchive>& archive, const LutConfig& c,
-                        const LoadOptions& options) {
-  Source source(*archive, options);
+LutWeights load_weights(const std::shared_ptr<io::TensorArchive>& archive, const std::string& path,
+                        const LutConfig& c, const LoadOptions& options) {
+  WeightSource source(*archive, path, options);
   LutWeights w;
   w.embedding = source.weights("embedding", {c.vocab_size, c.embedding_dim});
   for (int64_t l = 0; l < c.num_layers; ++l) {
@@ -94,21 +65,10 @@ LutWeights load_weights(const std::shared_ptr<io::TensorArchive>& archive, const
           load_block(source, c, layer + "ffn", {c.num_tables, c.num_anchors, c.embedding_dim, false}));
   }
   w.unembedder = load_block(source, c, "unembedder", {c.num_tables, c.num_anchors, c.vocab_size, false});
+  source.finish();
   archive->check_unchanged();
   w.archive = archive;
   return w;
-}
-
-std::shared_ptr<const io::Tokenizer> find_tokenizer(const std::string& folder, const LutConfig& config,
-                                                    const LoadOptions& options) {
-  if (!options.load_tokenizer) return nullptr;
-  const std::string where = options.tokenizer_path.empty() ? folder : options.tokenizer_path;
-  if (options.tokenizer_path.empty() && !io::Tokenizer::present(folder)) return nullptr;
-  auto tokenizer = io::Tokenizer::load(where);
-  if (tokenizer->vocab_size() > config.vocab_size)
-    throw ModelFormatError(concat(where, ": the tokenizer has ", tokenizer->vocab_size(),
-                                  " tokens, the model only ", config.vocab_size));
-  return tokenizer;
 }
 
 }  // namespace
@@ -122,19 +82,17 @@ std::shared_ptr<Model> load_folder(const std::string& folder, const std::string&
   const std::string name = folder + "/config.json";
   const LutConfig config = parse_config(io::parse_json_document(config_text, name), name);
   const auto archive = io::TensorArchive::open(folder, options.load_mode);
-  auto tokenizer = find_tokenizer(folder, config, options);
-  LutWeights weights = load_weights(archive, config, options);
-  ModelInfo info;
-  info.model_type = "lut_transformer";
-  info.path = folder;
+  auto tokenizer = tokenizer_of({folder}, config.vocab_size, options);
+  LutWeights weights;
+  if (options.load_weights) {
+    check_weights_fit(folder, archive->total_bytes(), options.device);
+    weights = load_weights(archive, folder, config, options);
+  }
+  ModelInfo info =
+      info_of("lut_transformer", folder, config_text, *archive, Precision::float32, options.device);
   info.vocab_size = static_cast<int32_t>(config.vocab_size);
   info.max_positions = config.max_positions;
   info.stop_ids = config.eos_ids;
-  info.precision = Precision::float32;
-  info.device = options.device;
-  info.weight_bytes = archive->total_bytes();
-  info.fingerprint = io::hash64(config_text, archive->fingerprint());
-  info.config_json = config_text;
   return std::make_shared<LutModel>(config, std::move(weights), std::move(info), std::move(tokenizer));
 }
 

@@ -2,6 +2,7 @@
 
 #include "core/registry.h"
 #include "models/scan.h"
+#include "models/step.h"
 #include "ops/ops.h"
 
 namespace trivium::lut {
@@ -16,26 +17,10 @@ struct LutModel::Step {
 
 namespace {
 
-void check_batch(const Batch& batch, const LutStates& states, const LutConfig& c) {
-  int64_t total = 0;
-  std::vector<bool> seen(static_cast<size_t>(states.num_slots()));
-  for (const Segment& s : batch.segments) {
-    TRIVIUM_CHECK(s.slot >= 0 && s.slot < states.num_slots(), "forward: slot ", s.slot, " of ",
-                  states.num_slots());
-    TRIVIUM_CHECK(!seen[static_cast<size_t>(s.slot)], "forward: slot ", s.slot, " appears twice");
-    seen[static_cast<size_t>(s.slot)] = true;
-    TRIVIUM_CHECK(s.count >= 1 && s.start >= 0 && s.count <= states.reserved(s.slot) - s.start,
-                  "forward: slot ", s.slot, " has room for ", states.reserved(s.slot), " positions, ",
-                  s.count, " from ", s.start, " are needed");
-    total += s.count;
-  }
-  TRIVIUM_CHECK(total == static_cast<int64_t>(batch.tokens.size()), "forward: ", batch.tokens.size(),
-                " tokens, but segments of ", total);
-  TRIVIUM_CHECK(total <= states.options().max_step_tokens, "forward: ", total, " tokens, at most ",
-                states.options().max_step_tokens, " fit in a step");
-  for (size_t i = 0; i < batch.tokens.size(); ++i)
-    TRIVIUM_CHECK(batch.tokens[i] >= 0 && batch.tokens[i] < c.vocab_size, "forward: token ", i, " is ",
-                  batch.tokens[i], ", the vocabulary has ", c.vocab_size);
+void check_segment(const Segment& s, const LutStates& states) {
+  TRIVIUM_CHECK(s.count >= 1 && s.start >= 0 && s.count <= states.reserved(s.slot) - s.start,
+                "forward: slot ", s.slot, " has room for ", states.reserved(s.slot), " positions, ", s.count,
+                " from ", s.start, " are needed");
 }
 
 // Host values to the start of a device tensor.
@@ -141,7 +126,8 @@ Tensor LutModel::logits(Step& step) const {
 Tensor LutModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
   auto* own = dynamic_cast<LutStates*>(&states);
   TRIVIUM_CHECK(own, "forward: the states belong to another kind of model");
-  check_batch(batch, *own, config_);
+  TRIVIUM_CHECK(weights_.archive, "forward: the model was loaded without weights");
+  check_batch(batch, own->options(), config_.vocab_size, [&](const Segment& s) { check_segment(s, *own); });
   Step step{batch, *own, static_cast<int64_t>(batch.tokens.size()), {}};
   if (step.tokens == 0) return logits(step);
   std::vector<int32_t> slots, positions;

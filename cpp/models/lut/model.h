@@ -60,6 +60,7 @@ class LutModel : public Model {
   const ModelInfo& info() const override { return info_; }
   const LutConfig& config() const { return config_; }
   Dtype default_kv_dtype() const override { return Dtype::f32; }
+  StateKind state_kind(Dtype /*kv_dtype*/) const override { return {"state", Dtype::i32}; }
   int64_t state_bytes(const StateOptions& options) const override;
   std::unique_ptr<SequenceStates> make_states(const StateOptions& options) const override;
   Tensor forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) override;

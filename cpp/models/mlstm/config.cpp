@@ -71,8 +71,7 @@ XlstmConfig parse_config(const io::JsonValue& json, const std::string& name) {
               concat("num_heads ", c.num_heads, " does not divide the ", dim, " dimensions of ", what));
   c.norm_eps = r.number({"norm_eps"}, 1e-6);
   c.eps = r.number({"eps"}, 1e-6);
-  r.require(std::isfinite(c.norm_eps) && c.norm_eps > 0,
-            concat("\"norm_eps\" is ", c.norm_eps, ", expected a positive number"));
+  r.positive("norm_eps", c.norm_eps);
   r.require(std::isfinite(c.eps) && c.eps >= 0, concat("\"eps\" is ", c.eps, ", expected a number >= 0"));
   c.gate_soft_cap = cap_of(r, json, "gate_soft_cap", 15);
   c.logit_soft_cap = cap_of(r, json, "output_logit_soft_cap", 30);

@@ -1,6 +1,4 @@
 // From a Hugging Face folder to an XlstmModel.
-#include "core/registry.h"
-#include "io/hash.h"
 #include "models/folder.h"
 #include "models/mlstm/model.h"
 
@@ -13,27 +11,21 @@ std::shared_ptr<Model> load_xlstm(const std::string& folder, const std::string& 
                                   const LoadOptions& options) {
   const std::string name = folder + "/config.json";
   XlstmConfig config = parse_config(io::parse_json_document(config_text, name), name);
-  if (options.device.kind != DeviceKind::cpu)
-    throw NotImplemented(
-        concat("xlstm on ", options.device, ": this build has its kernels for the cpu only"));
   TRIVIUM_CHECK(options.odd_window == 0, "odd_window is ", options.odd_window,
                 ", but xlstm has no attention layers");
   const auto archive = io::TensorArchive::open(folder, options.load_mode);
-  auto tokenizer = tokenizer_of(folder, config.vocab_size, options);
-  ModelInfo info;
-  info.model_type = "xlstm";
-  info.path = folder;
+  auto tokenizer = tokenizer_of({folder}, config.vocab_size, options);
+  LoadOptions resolved = options;
+  resolved.precision = resolve(options.precision, options.device);
+  ModelInfo info = info_of("xlstm", folder, config_text, *archive, resolved.precision, options.device);
   info.vocab_size = static_cast<int32_t>(config.vocab_size);
   info.max_positions = kMaxPositions;
   info.stop_ids = stop_ids_of(folder, config.eos_ids, config.vocab_size);
-  info.precision = options.precision;
-  if (info.precision == Precision::automatic)
-    info.precision = cpu_has_bf16_dot() ? Precision::bfloat16 : Precision::float32;
-  info.device = options.device;
-  XlstmWeights weights = load_weights(archive, folder, config, options);
-  info.weight_bytes = archive->total_bytes();
-  info.fingerprint = io::hash64(config_text, archive->fingerprint());
-  info.config_json = config_text;
+  XlstmWeights weights;
+  if (options.load_weights) {
+    check_weights_fit(folder, archive->total_bytes(), options.device);
+    weights = load_weights(archive, folder, config, resolved);
+  }
   return std::make_shared<XlstmModel>(std::move(config), std::move(weights), std::move(info),
                                       std::move(tokenizer));
 }

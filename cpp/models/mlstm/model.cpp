@@ -13,10 +13,16 @@ struct XlstmModel::Step {
   const Batch& batch;
   XlstmStates& states;
   const CancelToken* cancel;
-  int64_t tokens;
-  std::vector<int32_t> rows;  // of x that need logits
+  int64_t tokens, segments;  // padding included
+  int64_t rows = 0;          // positions that need logits
+  bool every_row = false;    // all of them, in order
+  int64_t longest = 0, further = 0;
 
+  Stream* stream() const { return states.stream.get(); }
+  StreamHandle* handle() const { return stream() ? stream()->handle() : nullptr; }
   Tensor cut(const Tensor& t) const { return t.slice(0, tokens); }
+  // `count` of the step's integers where kernels read them.
+  Tensor input(int64_t from, int64_t count) const { return states.work.inputs.slice(from, from + count); }
   void check() const {
     if (cancel) cancel->check();
   }
@@ -24,29 +30,12 @@ struct XlstmModel::Step {
 
 namespace {
 
-// Everything about a batch a kernel would trust.
-void check_batch(const Batch& batch, XlstmStates& states, const XlstmConfig& c) {
-  int64_t total = 0;
-  std::vector<bool> seen(static_cast<size_t>(states.num_slots()));
-  for (const Segment& s : batch.segments) {
-    TRIVIUM_CHECK(s.slot >= 0 && s.slot < states.num_slots(), "forward: slot ", s.slot, " of ",
-                  states.num_slots());
-    TRIVIUM_CHECK(!seen[static_cast<size_t>(s.slot)], "forward: slot ", s.slot, " appears twice");
-    seen[static_cast<size_t>(s.slot)] = true;
-    TRIVIUM_CHECK(s.count >= 1 && s.start >= 0 && s.start + s.count <= states.reserved(s.slot),
-                  "forward: slot ", s.slot, " has room for ", states.reserved(s.slot), " positions, ",
-                  s.start + s.count, " are needed");
-    TRIVIUM_CHECK(s.start == 0 || s.start == states.processed(s.slot), "forward: slot ", s.slot, " has seen ",
-                  states.processed(s.slot), " tokens, the segment starts at ", s.start);
-    total += s.count;
-  }
-  TRIVIUM_CHECK(total == static_cast<int64_t>(batch.tokens.size()), "forward: ", batch.tokens.size(),
-                " tokens, but segments of ", total);
-  TRIVIUM_CHECK(total <= states.options().max_step_tokens, "forward: ", total, " tokens, at most ",
-                states.options().max_step_tokens, " fit in a step");
-  for (size_t i = 0; i < batch.tokens.size(); ++i)
-    TRIVIUM_CHECK(batch.tokens[i] >= 0 && batch.tokens[i] < c.vocab_size, "forward: token ", i, " is ",
-                  batch.tokens[i], ", the vocabulary has ", c.vocab_size);
+void check_segment(const Segment& s, XlstmStates& states) {
+  TRIVIUM_CHECK(s.count >= 1 && s.start >= 0 && s.start + s.count <= states.reserved(s.slot),
+                "forward: slot ", s.slot, " has room for ", states.reserved(s.slot), " positions, ",
+                s.start + s.count, " are needed");
+  TRIVIUM_CHECK(s.start == 0 || s.start == states.processed(s.slot), "forward: slot ", s.slot, " has seen ",
+                states.processed(s.slot), " tokens, the segment starts at ", s.start);
 }
 
 }  // namespace
@@ -61,16 +50,36 @@ XlstmModel::XlstmModel(XlstmConfig config, XlstmWeights weights, ModelInfo info,
 }
 
 int64_t XlstmModel::state_bytes(const StateOptions& options) const {
-  const XlstmConfig& c = config_;
-  const int64_t wide =
-      4 * (1 + c.hidden_size + 2 * c.qk_dim + 3 * c.v_dim + 2 * c.num_heads + 2 * c.intermediate_size);
-  const int64_t narrow = size_of(activation_) * (c.hidden_size + c.v_dim + c.intermediate_size);
-  return XlstmStates::num_blocks(c, options) * XlstmStates::block_floats(c) * 4 +
-         options.max_step_tokens * (wide + narrow) + 4 * options.num_slots * c.vocab_size;
+  return XlstmStates::num_blocks(config_, options) * XlstmStates::block_floats(config_) * 4 +
+         Workspace::bytes(config_, options, activation_, info_.device);
 }
 
 std::unique_ptr<SequenceStates> XlstmModel::make_states(const StateOptions& options) const {
-  return std::make_unique<XlstmStates>(config_, options, activation_);
+  return std::make_unique<XlstmStates>(config_, options, activation_, info_.device);
+}
+
+// Writes the step's integers to host memory. Padding tokens belong to no segment.
+void XlstmModel::pack(Step& step) const {
+  Workspace& w = step.states.work;
+  int32_t* ids = w.staging.data_as<int32_t>();
+  int32_t *rows = ids + w.rows_at, *owners = ids + w.owners_at;
+  auto* segments = reinterpret_cast<MlstmSegment*>(ids + w.segments_at);
+  std::copy(step.batch.tokens.begin(), step.batch.tokens.end(), ids);
+  std::fill(ids + step.batch.tokens.size(), ids + step.tokens, 0);
+  std::fill_n(segments, step.segments, MlstmSegment{});
+  int32_t row = 0, index = 0;
+  for (const Segment& s : step.batch.segments) {
+    segments[index] = {step.states.block(s.slot), static_cast<int32_t>(s.start), row,
+                       static_cast<int32_t>(s.count), static_cast<int32_t>(step.further)};
+    const int64_t further = step.stream() ? mlstm_further_chunks(s.start, s.count) : 0;
+    std::fill_n(owners + step.further, further, index++);
+    step.further += further;
+    step.longest = std::max(step.longest, s.count);
+    for (int64_t i = 0; i < s.count; ++i, ++row)
+      if (s.logits == Segment::Logits::all || (s.logits == Segment::Logits::last && i + 1 == s.count))
+        rows[step.rows++] = row;
+    step.states.processed(s.slot) = s.start + s.count;
+  }
 }
 
 // x += Wout (sigmoid(o) * head_norm(mLSTM(rms_norm(x))))
@@ -79,26 +88,33 @@ void XlstmModel::mlstm_layer(Step& step, int64_t layer) const {
   const LayerWeights& lw = weights_.layers[static_cast<size_t>(layer)];
   XlstmStates& states = step.states;
   Workspace& w = states.work;
+  Stream* stream = step.stream();
   Tensor x = step.cut(w.x), normed = step.cut(w.normed), qkvo = step.cut(w.qkvo), gates = step.cut(w.gates);
   const int64_t k_at = c.qk_dim, v_at = 2 * c.qk_dim, o_at = v_at + c.v_dim;
-  ops::rms_norm(nullptr, x, lw.norm_mlstm, static_cast<float>(c.norm_eps), normed);
-  ops::linear(nullptr, normed, lw.q, {}, qkvo, 0);
-  ops::linear(nullptr, normed, lw.k, {}, qkvo, k_at);
-  ops::linear(nullptr, normed, lw.v, {}, qkvo, v_at);
-  ops::linear(nullptr, normed, lw.o, {}, qkvo, o_at);
-  ops::linear(nullptr, normed, lw.i, lw.i_bias, gates, 0);
-  ops::linear(nullptr, normed, lw.f, lw.f_bias, gates, c.num_heads);
+  ops::rms_norm(stream, x, lw.norm_mlstm, static_cast<float>(c.norm_eps), normed);
+  if (lw.qkvo.data.data()) {
+    ops::linear(stream, normed, lw.qkvo, {}, qkvo);
+    ops::linear(stream, normed, lw.gates, lw.gates_bias, gates);
+  } else {
+    ops::linear(stream, normed, lw.q, {}, qkvo, 0);
+    ops::linear(stream, normed, lw.k, {}, qkvo, k_at);
+    ops::linear(stream, normed, lw.v, {}, qkvo, v_at);
+    ops::linear(stream, normed, lw.o, {}, qkvo, o_at);
+    ops::linear(stream, normed, lw.i, lw.i_bias, gates, 0);
+    ops::linear(stream, normed, lw.f, lw.f_bias, gates, c.num_heads);
+  }
   const float *projected = qkvo.data_as<float>(), *gate = gates.data_as<float>();
+  const int32_t* inputs = w.inputs.data_as<int32_t>();
   const MlstmSegmentsArgs cell{
       .q = projected,
       .k = projected + k_at,
       .v = projected + v_at,
       .i = gate,
       .f = gate + c.num_heads,
-      .segments = w.segments.data(),
+      .segments = reinterpret_cast<const MlstmSegment*>(inputs + w.segments_at),
       .slots = states.layer(layer),
       .h = w.h.data_as<float>(),
-      .num_segments = static_cast<int64_t>(w.segments.size()),
+      .num_segments = step.segments,
       .heads = c.num_heads,
       .dqk = c.head_qk(),
       .dv = c.head_v(),
@@ -110,8 +126,12 @@ void XlstmModel::mlstm_layer(Step& step, int64_t layer) const {
                   .eps = static_cast<float>(c.eps),
                   .m_floor = -10,
                   .sigmoid_input = 0,
-                  .normalize = 1}};
-  call_kernel(info_.device, &Kernels::mlstm_segments, "mlstm_segments", nullptr, cell);
+                  .normalize = 1},
+      .longest = step.longest,
+      .num_further = step.further,
+      .owners = inputs + w.owners_at,
+      .chunk_states = w.chunk_states.data_as<float>()};
+  call_kernel(info_.device, &Kernels::mlstm_segments, "mlstm_segments", step.handle(), cell);
   Tensor gated = step.cut(w.gated);
   const HeadNormArgs norm{.x = cell.h,
                           .gate = projected + o_at,
@@ -124,8 +144,8 @@ void XlstmModel::mlstm_layer(Step& step, int64_t layer) const {
                           .gate_stride = qkvo.dim(1),
                           .eps = static_cast<float>(c.norm_eps),
                           .y_dtype = activation_};
-  call_kernel(info_.device, &Kernels::head_norm, "head_norm", nullptr, norm);
-  ops::linear(nullptr, gated, lw.out, {}, x, 0, true);
+  call_kernel(info_.device, &Kernels::head_norm, "head_norm", step.handle(), norm);
+  ops::linear(stream, gated, lw.out, {}, x, 0, true);
 }
 
 // x += Wdown (silu(Wgate y) * (Wup y)), y = rms_norm(x)
@@ -133,61 +153,55 @@ void XlstmModel::ffn_layer(Step& step, int64_t layer) const {
   const XlstmConfig& c = config_;
   const LayerWeights& lw = weights_.layers[static_cast<size_t>(layer)];
   Workspace& w = step.states.work;
+  Stream* stream = step.stream();
   Tensor x = step.cut(w.x), normed = step.cut(w.normed), up = step.cut(w.up), act = step.cut(w.act);
-  ops::rms_norm(nullptr, x, lw.norm_ffn, static_cast<float>(c.norm_eps), normed);
-  ops::linear(nullptr, normed, lw.up_gate, {}, up, 0);
-  ops::linear(nullptr, normed, lw.up, {}, up, c.intermediate_size);
+  ops::rms_norm(stream, x, lw.norm_ffn, static_cast<float>(c.norm_eps), normed);
+  if (lw.ups.data.data()) {
+    ops::linear(stream, normed, lw.ups, {}, up);
+  } else {
+    ops::linear(stream, normed, lw.up_gate, {}, up, 0);
+    ops::linear(stream, normed, lw.up, {}, up, c.intermediate_size);
+  }
   const SiluMulArgs silu{up.data_as<float>(), act.data(), step.tokens, c.intermediate_size, activation_};
-  call_kernel(info_.device, &Kernels::silu_mul, "silu_mul", nullptr, silu);
-  ops::linear(nullptr, act, lw.down, {}, x, 0, true);
+  call_kernel(info_.device, &Kernels::silu_mul, "silu_mul", step.handle(), silu);
+  ops::linear(stream, act, lw.down, {}, x, 0, true);
 }
 
 // Final norm and head of the rows that were asked for.
 Tensor XlstmModel::logits(Step& step) const {
   Workspace& w = step.states.work;
-  const auto count = static_cast<int64_t>(step.rows.size());
-  if (!w.logits.data() || w.logits.dim(0) < count)
-    w.logits = Tensor::empty({std::max<int64_t>(count, step.states.num_slots()), config_.vocab_size},
-                             Dtype::f32, info_.device);
-  Tensor out = w.logits.slice(0, count);
+  const int64_t count = step.every_row ? step.tokens : step.rows;
+  if (count > w.logits.dim(0) && (!w.all_logits.data() || w.all_logits.dim(0) < count))
+    w.all_logits = Tensor::empty({count, config_.vocab_size}, Dtype::f32, info_.device);
+  Tensor out = (count > w.logits.dim(0) ? w.all_logits : w.logits).slice(0, count);
   if (count == 0) return out;
-  // Ascending rows move towards the front: no row is overwritten before it was read.
-  auto* x = w.x.data_as<float>();
-  for (int64_t r = 0; r < count; ++r) {
-    const float* from = x + step.rows[static_cast<size_t>(r)] * config_.hidden_size;
-    std::copy(from, from + config_.hidden_size, x + r * config_.hidden_size);
+  Tensor rows = step.cut(w.x);
+  if (!step.every_row) {
+    Tensor chosen = w.chosen.slice(0, count);
+    ops::embedding(step.stream(), step.input(w.rows_at, count), rows, chosen);
+    rows = chosen;
   }
   Tensor normed = w.normed.slice(0, count);
-  ops::rms_norm(nullptr, w.x.slice(0, count), weights_.out_norm, static_cast<float>(config_.norm_eps),
-                normed);
-  ops::linear(nullptr, normed, weights_.lm_head, {}, out);
+  ops::rms_norm(step.stream(), rows, weights_.out_norm, static_cast<float>(config_.norm_eps), normed);
+  ops::linear(step.stream(), normed, weights_.lm_head, {}, out);
   if (config_.logit_soft_cap > 0) {
     const SoftCapArgs cap{out.data_as<float>(), out.numel(), static_cast<float>(config_.logit_soft_cap)};
-    call_kernel(info_.device, &Kernels::soft_cap, "soft_cap", nullptr, cap);
+    call_kernel(info_.device, &Kernels::soft_cap, "soft_cap", step.handle(), cap);
   }
   return out;
 }
 
-Tensor XlstmModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
-  auto* mine = dynamic_cast<XlstmStates*>(&states);
-  TRIVIUM_CHECK(mine, "forward: the states belong to another kind of model");
-  check_batch(batch, *mine, config_);
-  Step step{batch, *mine, cancel, static_cast<int64_t>(batch.tokens.size()), {}};
-  if (step.tokens == 0) return logits(step);
-  Workspace& w = mine->work;
-  w.segments.clear();
-  std::copy(batch.tokens.begin(), batch.tokens.end(), w.ids.data_as<int32_t>());
-  int64_t row = 0;
-  for (const Segment& s : batch.segments) {
-    w.segments.push_back({mine->block(s.slot), static_cast<int32_t>(s.start), static_cast<int32_t>(row),
-                          static_cast<int32_t>(s.count)});
-    for (int64_t i = 0; i < s.count; ++i, ++row)
-      if (s.wants(i))
-        step.rows.push_back(static_cast<int32_t>(row));
-    mine->processed(s.slot) = s.start + s.count;
+// Puts the whole step on the stream; on the CPU runs it.
+Tensor XlstmModel::enqueue(Step& step) const {
+  Workspace& w = step.states.work;
+  if (step.stream()) {
+    const Status status =
+        runtime(info_.device)
+            .copy(info_.device.index, step.handle(), w.inputs.data(), w.staging.data(), w.staging.nbytes());
+    if (status != Status::ok) throw_status(info_.device.kind, status);
   }
   Tensor x = step.cut(w.x);
-  ops::embedding(nullptr, step.cut(w.ids), weights_.embedding, x);
+  ops::embedding(step.stream(), step.input(0, step.tokens), weights_.embedding, x);
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     step.check();
     mlstm_layer(step, layer);
@@ -195,12 +209,41 @@ Tensor XlstmModel::forward(const Batch& batch, SequenceStates& states, const Can
     ffn_layer(step, layer);
   }
   step.check();
-  Tensor out = logits(step);
-  weights_.archive->check_readable();  // else zeros stood where weights are gone
-  return out;
+  return logits(step);
+}
+
+Tensor XlstmModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
+  auto* own = dynamic_cast<XlstmStates*>(&states);
+  TRIVIUM_CHECK(own, "forward: the states belong to another kind of model");
+  TRIVIUM_CHECK(!weights_.layers.empty(), "forward: the model was loaded without weights");
+  check_batch(batch, own->options(), config_.vocab_size, [&](const Segment& s) { check_segment(s, *own); });
+  const auto count = static_cast<int64_t>(batch.tokens.size());
+  Step step{batch, *own, cancel, count, static_cast<int64_t>(batch.segments.size())};
+  if (count == 0) return logits(step);
+  step.every_row = is_decode_step(batch);
+  const bool gpu = step.stream() != nullptr;
+  if (gpu && step.every_row) step.tokens = step.segments = padded_batch(count);
+  pack(step);
+  Tensor out;
+  try {
+    if (gpu && step.every_row) {
+      own->graphs.run(*own->stream, step.tokens, [&] { enqueue(step); });
+      out = own->work.logits.slice(0, step.tokens);
+    } else {
+      out = enqueue(step);
+    }
+  } catch (...) {
+    // What is queued still reads the staging memory, which the next step writes.
+    if (gpu) runtime(info_.device).stream_synchronize(step.handle());
+    throw;
+  }
+  if (gpu) own->stream->synchronize();
+  if (weights_.archive) weights_.archive->check_readable();  // else zeros stood where weights are gone
+  return out.slice(0, step.rows);
 }
 
 void XlstmModel::warm_up() {
+  if (is_gpu(info_.device.kind)) return;
   touch_pages(weights_.embedding);
   touch_pages(weights_.lm_head.data);
   for (const LayerWeights& l : weights_.layers)

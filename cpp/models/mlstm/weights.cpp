@@ -1,121 +1,99 @@
 #include "models/mlstm/weights.h"
 
-#include <set>
+#include <array>
 
-#include "core/log.h"
-#include "models/scan.h"
+#include "models/weight_source.h"
 
 namespace trivium::xlstm {
 namespace {
 
-constexpr int64_t kCopiedBytes =
-    2 << 20;  // larger matrices move to memory of our own, where pages may be huge
-
-class Source {
- public:
-  Source(const io::TensorArchive& archive, const std::string& path, const LoadOptions& options)
-      : archive_(archive), path_(path), scan_(options) {
-    scan_.expect(archive.total_bytes());
-  }
-
-  // The tensor under the first of `names` that is there; undefined, and noted, when none is.
-  Tensor take(std::initializer_list<std::string> names, const Shape& shape) {
-    for (const std::string& name : names) {
-      if (!archive_.contains(name)) continue;
-      used_.insert(name);
-      const Tensor t = archive_.tensor(name);
-      if (!(t.shape() == shape))
-        throw ModelFormatError(
-            concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.shape(), ", expected ", shape));
-      if (t.dtype() != Dtype::bf16 && t.dtype() != Dtype::f16 && t.dtype() != Dtype::f32)
-        throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.dtype(),
-                                      ", expected bfloat16, float16 or float32"));
-      scan_.dense(t, archive_.file_of(name), name);
-      if (shape.rank() < 2 || t.nbytes() < kCopiedBytes || !archive_.is_mapped(t)) return t;
-      return copy_to_memory(t, [&](const Tensor& done) { archive_.drop_pages(done); });
-    }
-    missing_.push_back(*names.begin());
-    return {};
-  }
-  ops::Weight matrix(std::initializer_list<std::string> names, const Shape& shape) {
-    return weight(take(names, shape));
-  }
-  static ops::Weight weight(const Tensor& t) {
-    return t.data() ? ops::Weight::dense(t, "weight") : ops::Weight{};
-  }
-  bool has(const std::string& name) const { return archive_.contains(name); }
-
-  void finish() const {
-    if (!missing_.empty()) {
-      std::string list;
-      for (size_t i = 0; i < missing_.size() && i < 5; ++i) list += (i ? ", " : "") + missing_[i];
-      if (missing_.size() > 5) list += concat(" and ", missing_.size() - 5, " more");
-      throw ModelFormatError(concat(path_, ": missing tensors: ", list));
-    }
-    size_t extra = 0;
-    std::string first;
-    for (const auto& [name, entry] : archive_.entries())
-      if (!used_.contains(name) && extra++ == 0) first = name;
-    if (extra > 0)
-      warn(concat(archive_.file_of(first), ": ", extra, " tensor(s) are not used, the first is \"",
-                  printable(first), "\""));
-  }
-
- private:
-  const io::TensorArchive& archive_;
-  const std::string path_;
-  WeightScan scan_;
-  std::set<std::string> used_;
-  std::vector<std::string> missing_;
+// Rows of a layer that are read together: matrices of their own in the checkpoint, or one of all their rows.
+struct Part {
+  TensorNames names;
+  int64_t rows;
+  ops::Weight* weight;
 };
 
-// Consecutive runs of rows of one matrix.
-void split_rows(const Tensor& all, std::initializer_list<std::pair<ops::Weight*, int64_t>> parts) {
-  if (!all.data()) return;
-  int64_t begin = 0;
-  for (const auto& [part, rows] : parts) {
-    *part = Source::weight(all.slice(begin, begin + rows));
-    begin += rows;
+// On the host; f32 when the parts differ in type. Undefined when one is missing.
+Tensor stacked(const std::vector<Tensor>& parts) {
+  Tensor all;
+  for (const Tensor& part : parts) {
+    if (!part.data()) return {};
+    if (!all.data())
+      all = part;
+    else if (all.dtype() == part.dtype())
+      all = stack_rows({all, part});
+    else
+      all = stack_rows({all.to(Dtype::f32), part.to(Dtype::f32)});
   }
+  return all;
 }
 
-void load_projections(Source& s, const XlstmConfig& c, const std::string& p, LayerWeights& w) {
-  const int64_t D = c.hidden_size, Q = c.qk_dim, W = c.v_dim, NH = c.num_heads;
-  if (c.fused_weights || s.has(p + "qkv_opreact.weight")) {
-    split_rows(s.take({p + "qkv_opreact.weight"}, {2 * Q + 2 * W, D}),
-               {{&w.q, Q}, {&w.k, Q}, {&w.v, W}, {&w.o, W}});
-    split_rows(s.take({p + "ifgate_preact.weight"}, {2 * NH, D}), {{&w.i, NH}, {&w.f, NH}});
-    const Tensor bias = s.take({p + "ifgate_preact.bias"}, {2 * NH});
-    if (bias.data()) w.i_bias = bias.slice(0, NH), w.f_bias = bias.slice(NH, 2 * NH);
+// On a GPU `whole`, on the CPU the parts.
+void load_parts(WeightSource& s, bool fused, const std::string& fused_name, int64_t columns,
+                const std::vector<Part>& parts, ops::Weight& whole) {
+  if (fused) {
+    int64_t rows = 0, begin = 0;
+    for (const Part& part : parts) rows += part.rows;
+    const Tensor all = s.host_matrix(fused_name, {rows, columns});
+    if (s.on_gpu()) {
+      whole = s.place_matrix(all, fused_name);
+      return;
+    }
+    for (const Part& part : parts) {
+      if (all.data())
+        *part.weight = s.place_matrix(all.slice(begin, begin + part.rows), part.names.list.front());
+      begin += part.rows;
+    }
     return;
   }
-  w.q = s.matrix({p + "q.weight", p + "query.weight"}, {Q, D});
-  w.k = s.matrix({p + "k.weight", p + "key.weight"}, {Q, D});
-  w.v = s.matrix({p + "v.weight", p + "value.weight"}, {W, D});
-  w.o = s.matrix({p + "ogate_preact.weight"}, {W, D});
-  w.i = s.matrix({p + "igate_preact.weight"}, {NH, D});
-  w.f = s.matrix({p + "fgate_preact.weight"}, {NH, D});
-  w.i_bias = s.take({p + "igate_preact.bias"}, {NH});
-  w.f_bias = s.take({p + "fgate_preact.bias"}, {NH});
+  std::vector<Tensor> matrices;
+  for (const Part& part : parts) {
+    if (s.on_gpu())
+      matrices.push_back(s.dense(part.names, {part.rows, columns}));
+    else
+      *part.weight = s.matrix(part.names, {part.rows, columns});
+  }
+  if (s.on_gpu()) whole = s.place_matrix(stacked(matrices), fused_name);
 }
 
-LayerWeights load_layer(Source& s, const XlstmConfig& c, int64_t layer) {
+void load_projections(WeightSource& s, const XlstmConfig& c, const std::string& p, LayerWeights& w) {
+  const int64_t D = c.hidden_size, Q = c.qk_dim, W = c.v_dim, NH = c.num_heads;
+  const bool fused = c.fused_weights || s.has(p + "qkv_opreact.weight");
+  load_parts(s, fused, p + "qkv_opreact.weight", D,
+             {{{p + "q.weight", p + "query.weight"}, Q, &w.q},
+              {{p + "k.weight", p + "key.weight"}, Q, &w.k},
+              {{p + "v.weight", p + "value.weight"}, W, &w.v},
+              {p + "ogate_preact.weight", W, &w.o}},
+             w.qkvo);
+  load_parts(s, fused, p + "ifgate_preact.weight", D,
+             {{p + "igate_preact.weight", NH, &w.i}, {p + "fgate_preact.weight", NH, &w.f}}, w.gates);
+  std::vector<Tensor> biases;
+  if (fused) {
+    biases = {s.dense(p + "ifgate_preact.bias", {2 * NH})};
+    if (biases[0].data()) biases = {biases[0].slice(0, NH), biases[0].slice(NH, 2 * NH)};
+  } else {
+    biases = {s.dense(p + "igate_preact.bias", {NH}), s.dense(p + "fgate_preact.bias", {NH})};
+  }
+  if (s.on_gpu())
+    w.gates_bias = s.place(stacked(biases));
+  else if (biases.size() == 2)
+    w.i_bias = biases[0], w.f_bias = biases[1];
+}
+
+LayerWeights load_layer(WeightSource& s, const XlstmConfig& c, int64_t layer) {
   const std::string block = concat("backbone.blocks.", layer, "."), p = block + "mlstm_layer.",
                     ffn = block + "ffn.";
   const int64_t D = c.hidden_size, U = c.intermediate_size;
   LayerWeights w;
-  w.norm_mlstm = s.take({block + "norm_mlstm.weight"}, {D});
+  w.norm_mlstm = s.vector(block + "norm_mlstm.weight", {D});
   load_projections(s, c, p, w);
-  w.head_norm = s.take({p + "multihead_norm.weight"}, {c.v_dim});
-  w.out = s.matrix({p + "out_proj.weight"}, {D, c.v_dim});
-  w.norm_ffn = s.take({block + "norm_ffn.weight"}, {D});
-  if (c.fused_weights || s.has(ffn + "proj_up_gate_z.weight")) {
-    split_rows(s.take({ffn + "proj_up_gate_z.weight"}, {2 * U, D}), {{&w.up_gate, U}, {&w.up, U}});
-  } else {
-    w.up_gate = s.matrix({ffn + "proj_up_gate.weight"}, {U, D});
-    w.up = s.matrix({ffn + "proj_up.weight"}, {U, D});
-  }
-  w.down = s.matrix({ffn + "proj_down.weight"}, {D, U});
+  w.head_norm = s.vector(p + "multihead_norm.weight", {c.v_dim});
+  w.out = s.matrix(p + "out_proj.weight", {D, c.v_dim});
+  w.norm_ffn = s.vector(block + "norm_ffn.weight", {D});
+  load_parts(s, c.fused_weights || s.has(ffn + "proj_up_gate_z.weight"), ffn + "proj_up_gate_z.weight", D,
+             {{ffn + "proj_up_gate.weight", U, &w.up_gate}, {ffn + "proj_up.weight", U, &w.up}}, w.ups);
+  w.down = s.matrix(ffn + "proj_down.weight", {D, U});
   return w;
 }
 
@@ -123,19 +101,20 @@ LayerWeights load_layer(Source& s, const XlstmConfig& c, int64_t layer) {
 
 XlstmWeights load_weights(const std::shared_ptr<const io::TensorArchive>& archive, const std::string& path,
                           const XlstmConfig& c, const LoadOptions& options) {
-  Source s(*archive, path, options);
+  WeightSource s(*archive, path, options);
   const Shape table{c.vocab_size, c.hidden_size};
   XlstmWeights w;
-  w.archive = archive;
-  w.embedding =
-      s.take({"backbone.embeddings.weight", "backbone.embedding.weight", "embedding.weight"}, table);
+  if (!s.on_gpu()) w.archive = archive;
+  w.embedding = s.place(
+      s.host_matrix({"backbone.embeddings.weight", "backbone.embedding.weight", "embedding.weight"}, table));
   for (int64_t l = 0; l < c.num_layers; ++l) w.layers.push_back(load_layer(s, c, l));
-  w.out_norm = s.take({"backbone.out_norm.weight"}, {c.hidden_size});
-  if (c.tie_word_embeddings && !s.has("lm_head.weight"))
-    w.lm_head = Source::weight(w.embedding);
-  else
-    w.lm_head = s.matrix({"lm_head.weight"}, table);
+  w.out_norm = s.vector("backbone.out_norm.weight", {c.hidden_size});
+  if (!c.tie_word_embeddings || s.has("lm_head.weight"))
+    w.lm_head = s.matrix("lm_head.weight", table);
+  else if (w.embedding.data())
+    w.lm_head = ops::Weight::dense(w.embedding, "lm_head.weight");
   s.finish();
+  if (s.on_gpu()) archive->check_readable();  // else zeros were uploaded where the file is gone
   archive->check_unchanged();
   return w;
 }

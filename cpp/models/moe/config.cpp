@@ -102,19 +102,15 @@ void validate(ConfigReader& r, const MoeConfig& c) {
       r.problem("\"sliding_window\" is 0, but there are sliding_attention layers");
       break;
     }
-  const auto positive = [&](const char* key, double value) {
-    r.require(std::isfinite(value) && value > 0,
-              concat("\"", key, "\" is ", value, ", expected a positive number"));
-  };
-  positive("rms_norm_eps", c.rms_norm_eps);
-  positive("swiglu_limit", c.swiglu_limit);
+  r.positive("rms_norm_eps", c.rms_norm_eps);
+  r.positive("swiglu_limit", c.swiglu_limit);
   r.require(std::isfinite(c.swiglu_alpha), concat("\"swiglu_alpha\" is ", c.swiglu_alpha));
   r.require(c.rope.theta > 1 && c.rope.theta <= 1e12,
             concat("\"rope_theta\" is ", c.rope.theta, ", expected 1 to 1e12"));
-  positive("rope factor", c.rope.factor);
-  positive("beta_fast", c.rope.beta_fast);
-  positive("beta_slow", c.rope.beta_slow);
-  positive("original_max_position_embeddings", c.rope.original_context);
+  r.positive("rope factor", c.rope.factor);
+  r.positive("beta_fast", c.rope.beta_fast);
+  r.positive("beta_slow", c.rope.beta_slow);
+  r.positive("original_max_position_embeddings", c.rope.original_context);
 }
 
 void alternate_layers(MoeConfig& c) {

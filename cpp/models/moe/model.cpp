@@ -34,29 +34,12 @@ struct MoeModel::Step {
 
 namespace {
 
-// Everything about a batch a kernel would trust.
-void check_batch(const Batch& batch, const MoeStates& states, const MoeConfig& c) {
-  int64_t total = 0;
-  std::vector<bool> seen(static_cast<size_t>(states.num_slots()));
-  for (const Segment& s : batch.segments) {
-    TRIVIUM_CHECK(s.slot >= 0 && s.slot < states.num_slots(), "forward: slot ", s.slot, " of ",
-                  states.num_slots());
-    TRIVIUM_CHECK(!seen[static_cast<size_t>(s.slot)], "forward: slot ", s.slot, " appears twice");
-    seen[static_cast<size_t>(s.slot)] = true;
-    TRIVIUM_CHECK(
-        s.count >= 1 && 0 <= s.start && s.start <= c.max_positions && s.count <= c.max_positions - s.start,
-        "forward: ", s.count, " positions from ", s.start, ", the model has ", c.max_positions);
-    TRIVIUM_CHECK(s.start + s.count <= states.reserved(s.slot), "forward: slot ", s.slot, " has room for ",
-                  states.reserved(s.slot), " positions, ", s.start + s.count, " are needed");
-    total += s.count;
-  }
-  TRIVIUM_CHECK(total == static_cast<int64_t>(batch.tokens.size()), "forward: ", batch.tokens.size(),
-                " tokens, but segments of ", total);
-  TRIVIUM_CHECK(total <= states.options().max_step_tokens, "forward: ", total, " tokens, at most ",
-                states.options().max_step_tokens, " fit in a step");
-  for (size_t i = 0; i < batch.tokens.size(); ++i)
-    TRIVIUM_CHECK(batch.tokens[i] >= 0 && batch.tokens[i] < c.vocab_size, "forward: token ", i, " is ",
-                  batch.tokens[i], ", the vocabulary has ", c.vocab_size);
+void check_segment(const Segment& s, const MoeStates& states, const MoeConfig& c) {
+  TRIVIUM_CHECK(
+      s.count >= 1 && 0 <= s.start && s.start <= c.max_positions && s.count <= c.max_positions - s.start,
+      "forward: ", s.count, " positions from ", s.start, ", the model has ", c.max_positions);
+  TRIVIUM_CHECK(s.start + s.count <= states.reserved(s.slot), "forward: slot ", s.slot, " has room for ",
+                states.reserved(s.slot), " positions, ", s.start + s.count, " are needed");
 }
 
 }  // namespace
@@ -269,28 +252,16 @@ Tensor MoeModel::enqueue(Step& step) const {
   return logits(step);
 }
 
-// A decode step: the same kernels with the same arguments for every step of one padded size, so that they are
-// recorded once and launched together afterwards.
-Tensor MoeModel::decode(Step& step) const {
-  MoeStates& states = step.states;
-  MoeStates::DecodeGraph& entry = states.graphs[step.tokens];
-  if (!Graph::supported(info_.device) || entry.runs++ == 0) return enqueue(step);
-  if (!entry.graph) entry.graph = std::make_unique<Graph>(*states.stream, [&] { enqueue(step); });
-  entry.graph->launch(*states.stream);
-  return states.work.logits.slice(0, step.tokens);
-}
-
 Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
   auto* own = dynamic_cast<MoeStates*>(&states);
   TRIVIUM_CHECK(own, "forward: the states belong to another kind of model");
   TRIVIUM_CHECK(!weights_.layers.empty(), "forward: the model was loaded without weights");
-  check_batch(batch, *own, config_);
+  check_batch(batch, own->options(), config_.vocab_size,
+              [&](const Segment& s) { check_segment(s, *own, config_); });
   const auto count = static_cast<int64_t>(batch.tokens.size());
   Step step{batch, *own, cancel, count};
   if (count == 0) return logits(step);
-  step.every_row = std::all_of(batch.segments.begin(), batch.segments.end(), [](const Segment& s) {
-    return s.count == 1 && s.logits != Segment::Logits::none;
-  });
+  step.every_row = is_decode_step(batch);
   step.greedy = std::all_of(batch.segments.begin(), batch.segments.end(), [](const Segment& s) {
     return s.logits == Segment::Logits::maximum || s.logits == Segment::Logits::none;
   });
@@ -300,7 +271,12 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   if (gpu) own->upload_tables();
   Tensor out;
   try {
-    out = gpu && step.every_row ? decode(step) : enqueue(step);
+    if (gpu && step.every_row) {
+      own->graphs.run(*own->stream, step.tokens, [&] { enqueue(step); });
+      out = own->work.logits.slice(0, step.tokens);
+    } else {
+      out = enqueue(step);
+    }
   } catch (...) {
     // What is queued still reads the staging memory, which the next step writes.
     if (gpu) runtime(info_.device).stream_synchronize(step.handle());

@@ -27,7 +27,6 @@ class MoeModel : public Model {
   void moe_layer(Step& step, int64_t layer) const;
   Tensor logits(Step& step) const;
   Tensor enqueue(Step& step) const;
-  Tensor decode(Step& step) const;
 
   MoeConfig config_;
   MoeWeights weights_;

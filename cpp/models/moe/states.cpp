@@ -1,7 +1,6 @@
 #include "models/moe/states.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "core/registry.h"
@@ -145,10 +144,6 @@ std::vector<Buffer> buffers(const MoeConfig& c, const StateOptions& o, Dtype act
 }
 
 }  // namespace
-
-int64_t padded_batch(int64_t count) {
-  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)));
-}
 
 Workspace::Workspace(const MoeConfig& c, const StateOptions& options, Dtype activation, Device device) {
   for (const Buffer& b : buffers(c, options, activation, device))

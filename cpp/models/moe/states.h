@@ -1,13 +1,13 @@
 // The KV cache of many sequences, in pages of 16 positions, and the step's work memory.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <vector>
 
 #include "core/stream.h"
 #include "models/model.h"
 #include "models/moe/config.h"
+#include "models/step.h"
 #include "ops/args.h"
 
 namespace trivium::moe {
@@ -71,9 +71,6 @@ struct Workspace {
   Tensor attention;                     // f32, AttentionArgs::workspace of decode steps; GPU only
 };
 
-// Tokens a decode step of `count` sequences has on a GPU: a graph is kept for each of these sizes.
-int64_t padded_batch(int64_t count);
-
 class MoeStates : public SequenceStates {
  public:
   MoeStates(const MoeConfig& config, const StateOptions& options, Dtype activation, Device device = {});
@@ -92,11 +89,7 @@ class MoeStates : public SequenceStates {
   Device device;
   std::unique_ptr<Stream> stream;  // null on the CPU
   Workspace work;
-  struct DecodeGraph {
-    int64_t runs = 0;  // the first run is not recorded: it loads the kernels
-    std::unique_ptr<Graph> graph;
-  };
-  std::map<int64_t, DecodeGraph> graphs;  // by padded batch
+  DecodeGraphs graphs;
 
   // Page numbers for `options`: what state_bytes reports and the constructor allocates.
   struct Plan {

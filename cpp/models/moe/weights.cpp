@@ -1,145 +1,20 @@
 #include "models/moe/weights.h"
 
 #include <array>
-#include <optional>
-#include <set>
 
-#include "core/log.h"
-#include "models/scan.h"
-#include "models/upload.h"
+#include "models/weight_source.h"
 
 namespace trivium::moe {
 namespace {
 
-// Dense matrices of this size are read in full for every token and are worth huge pages; experts stay mapped.
-constexpr int64_t kCopiedBytes = 2 << 20;
-
-// Takes tensors out of the archive by name, checking shapes, and remembers which were missing.
-class Source {
- public:
-  Source(const io::TensorArchive& archive, const std::string& path, const LoadOptions& options)
-      : archive_(archive), path_(path), scan_(options), narrow_(options.precision == Precision::bfloat16) {
-    scan_.expect(archive.total_bytes());
-    if (is_gpu(options.device.kind)) uploader_.emplace(options.device, options.cancel);
-  }
-
-  bool on_gpu() const { return uploader_.has_value(); }
-
-  // Where the model will find the tensor: on its device, or as it is.
-  Tensor place(const Tensor& t) {
-    if (!uploader_ || !t.data()) return t;
-    const Tensor out = uploader_->upload(t);
-    if (archive_.is_mapped(t)) archive_.drop_pages(t);
-    return out;
-  }
-
-  ops::Weight place_matrix(const Tensor& t, const std::string& name) {
-    if (!t.data()) return {};
-    return ops::Weight::dense(place(uploader_ && narrow_ ? t.to(Dtype::bf16) : t), name.c_str());
-  }
-
-  Tensor vector(const std::string& name, const Shape& shape) { return place(dense(name, shape)); }
-
-  // Dense tensor of exactly `shape`, where the file has it; undefined (and noted) when missing.
-  Tensor dense(const std::string& name, const Shape& shape) {
-    used_.insert(name);
-    if (!archive_.contains(name)) {
-      missing_.push_back(name);
-      return {};
-    }
-    const Tensor t = archive_.tensor(name);
-    if (!(t.shape() == shape))
-      throw ModelFormatError(
-          concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.shape(), ", expected ", shape));
-    if (t.dtype() != Dtype::bf16 && t.dtype() != Dtype::f16 && t.dtype() != Dtype::f32)
-      throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.dtype(),
-                                    ", expected bfloat16, float16 or float32"));
-    scan_.dense(t, archive_.file_of(name), name);
-    return t;
-  }
-
-  ops::Weight matrix(const std::string& name, const Shape& shape) {
-    Tensor t = dense(name, shape);
-    if (!t.data()) return {};
-    const bool streamed = !on_gpu() && shape.rank() == 2 && t.nbytes() >= kCopiedBytes;
-    if (streamed && archive_.is_mapped(t))
-      t = copy_to_memory(t, [&](const Tensor& done) { archive_.drop_pages(done); });
-    return place_matrix(t, name);
-  }
-
-  // MXFP4 pair of the logical shape [E, rows, cols].
-  ops::Weight mxfp4(const std::string& blocks_name, const std::string& scales_name, const Shape& shape) {
-    if (shape[2] % kMxBlock != 0)
-      throw ModelFormatError(concat(archive_.file_of(blocks_name), ": tensor \"", blocks_name,
-                                    "\" is MXFP4, but its rows have ", shape[2],
-                                    " columns, expected a multiple of ", kMxBlock));
-    const Shape blocks_shape{shape[0], shape[1], shape[2] / kMxBlock, kMxBlockBytes};
-    const Tensor blocks = bytes(blocks_name, blocks_shape);
-    const Tensor scales = bytes(scales_name, {shape[0], shape[1], shape[2] / kMxBlock});
-    if (!blocks.data() || !scales.data()) return {};
-    scan_.scales(scales, archive_.file_of(scales_name), scales_name);
-    scan_.skip(blocks.nbytes());
-    return ops::Weight::mxfp4(place(blocks), place(scales), blocks_name.c_str());
-  }
-
-  // Dense experts stored [E, in, out] as a [E, out, in] matrix in memory of our own.
-  ops::Weight transposed(const std::string& name, const Shape& shape) {
-    const Tensor stored = dense(name, {shape[0], shape[2], shape[1]});
-    if (!stored.data()) return {};
-    return place_matrix(transpose_experts(stored, [&](const Tensor& done) { archive_.drop_pages(done); }),
-                        name);
-  }
-
-  bool has(const std::string& name) const { return archive_.contains(name); }
-
-  void finish() {
-    if (uploader_) uploader_->finish();
-    if (!missing_.empty()) {
-      std::string list;
-      for (size_t i = 0; i < missing_.size() && i < 5; ++i) list += (i ? ", " : "") + missing_[i];
-      if (missing_.size() > 5) list += concat(" and ", missing_.size() - 5, " more");
-      throw ModelFormatError(concat(path_, ": missing tensors: ", list));
-    }
-    size_t extra = 0;
-    std::string first;
-    for (const auto& [name, entry] : archive_.entries())
-      if (!used_.contains(name) && extra++ == 0) first = name;
-    if (extra > 0)
-      warn(concat(archive_.file_of(first), ": ", extra, " tensor(s) are not used, the first is \"",
-                  printable(first), "\""));
-  }
-
- private:
-  Tensor bytes(const std::string& name, const Shape& shape) {
-    used_.insert(name);
-    if (!archive_.contains(name)) {
-      missing_.push_back(name);
-      return {};
-    }
-    const Tensor t = archive_.tensor(name);
-    if (t.dtype() != Dtype::u8 || !(t.shape() == shape))
-      throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.shape(), " ",
-                                    t.dtype(), ", expected ", shape, " uint8"));
-    return t;
-  }
-
-  const io::TensorArchive& archive_;
-  const std::string path_;
-  WeightScan scan_;
-  const bool narrow_;  // dense matrices become bf16 on a GPU
-  std::optional<Uploader> uploader_;
-  std::set<std::string> used_;
-  std::vector<std::string> missing_;
-};
-
 // Experts under either spelling: NAME_blocks + NAME_scales, or dense NAME.
-ops::Weight hf_experts(Source& source, const std::string& name, const Shape& shape, bool mxfp4) {
+ops::Weight hf_experts(WeightSource& source, const std::string& name, const Shape& shape, bool mxfp4) {
   if (mxfp4 || source.has(name + "_blocks")) return source.mxfp4(name + "_blocks", name + "_scales", shape);
   return source.transposed(name, shape);
 }
 
 // The rows of q, k and v as one matrix for a GPU. Biases that are absent beside others count as zeros.
-void place_qkv(Source& s, const std::array<Tensor, 3>& matrices, const std::array<Tensor, 3>& biases,
+void place_qkv(WeightSource& s, const std::array<Tensor, 3>& matrices, const std::array<Tensor, 3>& biases,
                LayerWeights& w) {
   for (const Tensor& m : matrices)
     if (!m.data()) return;
@@ -153,7 +28,7 @@ void place_qkv(Source& s, const std::array<Tensor, 3>& matrices, const std::arra
   if (any) w.qkv_bias = s.place(stack_rows({wide[0], wide[1], wide[2]}));
 }
 
-void hf_qkv(Source& s, const MoeConfig& c, const std::string& p, LayerWeights& w) {
+void hf_qkv(WeightSource& s, const MoeConfig& c, const std::string& p, LayerWeights& w) {
   const std::array<std::string, 3> names{p + "self_attn.q_proj", p + "self_attn.k_proj",
                                          p + "self_attn.v_proj"};
   const std::array<int64_t, 3> rows{c.q_dim(), c.kv_dim(), c.kv_dim()};
@@ -173,7 +48,7 @@ void hf_qkv(Source& s, const MoeConfig& c, const std::string& p, LayerWeights& w
   w.v_bias = biases[2];
 }
 
-LayerWeights hf_layer(Source& s, const MoeConfig& c, int64_t layer) {
+LayerWeights hf_layer(WeightSource& s, const MoeConfig& c, int64_t layer) {
   const std::string p = concat("model.layers.", layer, ".");
   const int64_t H = c.hidden_size, E = c.num_experts, I = c.intermediate_size;
   LayerWeights w;
@@ -194,7 +69,7 @@ LayerWeights hf_layer(Source& s, const MoeConfig& c, int64_t layer) {
 }
 
 // One matrix of all q rows, then k, then v; on the CPU seen as three.
-void openai_qkv(Source& s, const MoeConfig& c, const std::string& p, LayerWeights& w) {
+void openai_qkv(WeightSource& s, const MoeConfig& c, const std::string& p, LayerWeights& w) {
   const int64_t k = c.q_dim(), v = k + c.kv_dim(), end = v + c.kv_dim();
   const ops::Weight qkv = s.matrix(p + "attn.qkv.weight", {end, c.hidden_size});
   const Tensor bias = s.vector(p + "attn.qkv.bias", {end});
@@ -212,7 +87,7 @@ void openai_qkv(Source& s, const MoeConfig& c, const std::string& p, LayerWeight
   w.v_bias = bias.slice(v, end);
 }
 
-LayerWeights openai_layer(Source& s, const MoeConfig& c, int64_t layer) {
+LayerWeights openai_layer(WeightSource& s, const MoeConfig& c, int64_t layer) {
   const std::string p = concat("block.", layer, ".");
   const int64_t H = c.hidden_size, E = c.num_experts, I = c.intermediate_size;
   // model.bin holds dense experts in the logical order, the safetensors release MXFP4.
@@ -250,7 +125,7 @@ bool screen_pays(const ops::Weight& w, int64_t file_bytes) {
 
 MoeWeights load_weights(const std::shared_ptr<const io::TensorArchive>& archive, const std::string& path,
                         const MoeConfig& c, Layout layout, const LoadOptions& options) {
-  Source source(*archive, path, options);
+  WeightSource source(*archive, path, options);
   const bool hf = layout == Layout::hugging_face;
   const Shape table{c.vocab_size, c.hidden_size};
   const char* unembedding = hf ? "lm_head.weight" : "unembedding.weight";

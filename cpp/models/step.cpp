@@ -1,0 +1,46 @@
+#include "models/step.h"
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+namespace trivium {
+
+void check_batch(const Batch& batch, const StateOptions& options, int64_t vocab_size,
+                 const std::function<void(const Segment&)>& check_segment) {
+  int64_t total = 0;
+  std::vector<bool> seen(static_cast<size_t>(options.num_slots));
+  for (const Segment& s : batch.segments) {
+    TRIVIUM_CHECK(s.slot >= 0 && s.slot < options.num_slots, "forward: slot ", s.slot, " of ",
+                  options.num_slots);
+    TRIVIUM_CHECK(!seen[static_cast<size_t>(s.slot)], "forward: slot ", s.slot, " appears twice");
+    seen[static_cast<size_t>(s.slot)] = true;
+    check_segment(s);
+    total += s.count;
+  }
+  TRIVIUM_CHECK(total == static_cast<int64_t>(batch.tokens.size()), "forward: ", batch.tokens.size(),
+                " tokens, but segments of ", total);
+  TRIVIUM_CHECK(total <= options.max_step_tokens, "forward: ", total, " tokens, at most ",
+                options.max_step_tokens, " fit in a step");
+  for (size_t i = 0; i < batch.tokens.size(); ++i)
+    TRIVIUM_CHECK(batch.tokens[i] >= 0 && batch.tokens[i] < vocab_size, "forward: token ", i, " is ",
+                  batch.tokens[i], ", the vocabulary has ", vocab_size);
+}
+
+bool is_decode_step(const Batch& batch) {
+  return std::all_of(batch.segments.begin(), batch.segments.end(),
+                     [](const Segment& s) { return s.count == 1 && s.logits != Segment::Logits::none; });
+}
+
+int64_t padded_batch(int64_t count) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)));
+}
+
+void DecodeGraphs::run(Stream& stream, int64_t tokens, const std::function<void()>& enqueue) {
+  Entry& entry = by_tokens_[tokens];
+  if (!Graph::supported(stream.device()) || !std::exchange(entry.ran, true)) return enqueue();
+  if (!entry.graph) entry.graph = std::make_unique<Graph>(stream, enqueue);
+  entry.graph->launch(stream);
+}
+
+}  // namespace trivium

@@ -1,0 +1,39 @@
+// What the families' forward() share: checking a batch, and decode steps that a GPU repeats as graphs.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "core/stream.h"
+#include "models/model.h"
+
+namespace trivium {
+
+// Everything about a batch a kernel would trust; `check_segment` adds what the family asks of a segment whose
+// slot exists. InvalidArgument says which segment or token, and what was expected.
+void check_batch(const Batch& batch, const StateOptions& options, int64_t vocab_size,
+                 const std::function<void(const Segment&)>& check_segment);
+
+// Whether every segment is one token whose logits are asked for.
+bool is_decode_step(const Batch& batch);
+
+// Tokens a decode step of `count` sequences has on a GPU: a graph is kept for each of these sizes.
+int64_t padded_batch(int64_t count);
+
+// The decode steps of one set of states: the same kernels with the same arguments for every step of one
+// padded size, so that they are recorded once and launched together afterwards.
+class DecodeGraphs {
+ public:
+  // Does on the stream what `enqueue` does, for a step of `tokens`.
+  void run(Stream& stream, int64_t tokens, const std::function<void()>& enqueue);
+
+ private:
+  struct Entry {
+    bool ran = false;  // the first run is not recorded: it loads the kernels
+    std::unique_ptr<Graph> graph;
+  };
+  std::map<int64_t, Entry> by_tokens_;
+};
+
+}  // namespace trivium
