@@ -35,6 +35,8 @@ PYTEST_FILES = (
     "lut_model",
     "lut_properties",
     "torch_lut",
+    "lut_batch_norm",
+    "hardware",
 )
 CHECKPOINT = BUILD / "gpt-oss-20b-random"
 SANITIZED = ["test_norm", "test_moe", "test_attention", "test_linear", "test_rope", "test_sampling"]
