@@ -18,8 +18,10 @@ TRIVIUM_INLINE void fill_zero(T* to, int64_t count) {
   __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(T));
 }
 
+// Rows come from memory, and a core has several times more places for lines on their way to its second cache
+// than to its first.
 TRIVIUM_INLINE void prefetch_row(const float* row, int64_t count) {
-  for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(row + k);
+  for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(row + k, 0, 2);
 }
 
 // fn(k, n) for whole vectors, then for the tail.
@@ -123,33 +125,39 @@ void lut_check_detectors(const LutDetectArgs& a) {
   });
 }
 
-inline constexpr int64_t kLutRows = 8;   // rows of x a task takes
-inline constexpr int64_t kLutGroup = 4;  // table rows added at a time: as many streams for the memory
+inline constexpr int64_t kLutRows = 8;       // rows of x a task takes
+inline constexpr int64_t kLutGroup = 4;      // table rows added at a time: as many streams for the memory
+inline constexpr int64_t kLutRowsAhead = 8;  // table rows fetched ahead
 
-// y = (accumulate: y +) sum over t of W[t, index[t]], t ascending.
-TRIVIUM_INLINE void sum_rows(const LutTable& w, const int32_t* index, float* y, bool accumulate, float* sum) {
-  const int64_t outputs = w.outputs, stride = w.cells * outputs;
+// y = (accumulate: y +) sum over t of W[t, index[t]], t ascending. The indices of `samples` samples, this one
+// included, follow each other.
+TRIVIUM_INLINE void sum_rows(const LutTable& w, const int32_t* index, int64_t samples, float* y,
+                             bool accumulate, float* sum) {
+  const int64_t outputs = w.outputs, stride = w.cells * outputs, tables = w.num_tables;
   const auto row = [&](int64_t t) { return w.weights + t * stride + index[t] * outputs; };
+  const auto row_ahead = [&](int64_t t) {
+    const int64_t ahead = t + kLutRowsAhead;
+    if (ahead < tables) return row(ahead);
+    if (ahead >= samples * tables) return row(t);
+    return w.weights + ahead % tables * stride + index[ahead] * outputs;
+  };
   fill_zero(sum, outputs);
   int64_t t = 0;
-  for (; t + kLutGroup <= w.num_tables; t += kLutGroup) {
+  for (; t + kLutGroup <= tables; t += kLutGroup) {
     const float* rows[kLutGroup];
     const float* next[kLutGroup];
-    for (int64_t g = 0; g < kLutGroup; ++g) {
-      rows[g] = row(t + g);
-      next[g] = row(t + g + kLutGroup < w.num_tables ? t + g + kLutGroup : t + g);
-    }
+    for (int64_t g = 0; g < kLutGroup; ++g) rows[g] = row(t + g), next[g] = row_ahead(t + g);
     for_vectors(
         outputs, [&](int64_t k, int n) __attribute__((always_inline)) {
           F32 s = load_n(sum + k, n);
           for (int64_t g = 0; g < kLutGroup; ++g) {
-            if (k % 16 == 0) __builtin_prefetch(next[g] + k);
+            if (k % 16 == 0) __builtin_prefetch(next[g] + k, 0, 2);
             s = add(s, load_n(rows[g] + k, n));
           }
           store_n(sum + k, s, n);
         });
   }
-  for (; t < w.num_tables; ++t)
+  for (; t < tables; ++t)
     for_vectors(
         outputs, [&](int64_t k, int n) __attribute__((always_inline)) {
           store_n(sum + k, add(load_n(sum + k, n), load_n(row(t) + k, n)), n);
@@ -165,8 +173,9 @@ void lut_fill_outputs(const LutForwardArgs& a) {
   const LutTable& w = a.table;
   parallel_for((a.rows + kLutRows - 1) / kLutRows, [&](int64_t task, int) {
     auto* sum = static_cast<float*>(thread_scratch(w.outputs * static_cast<int64_t>(sizeof(float))));
-    for (int64_t b = task * kLutRows; b < smaller(a.rows, (task + 1) * kLutRows); ++b)
-      sum_rows(w, a.index + b * w.num_tables, a.y + b * w.outputs, a.accumulate != 0, sum);
+    const int64_t end = smaller(a.rows, (task + 1) * kLutRows);
+    for (int64_t b = task * kLutRows; b < end; ++b)
+      sum_rows(w, a.index + b * w.num_tables, end - b, a.y + b * w.outputs, a.accumulate != 0, sum);
   });
 }
 
@@ -176,7 +185,7 @@ void lut_gather_x_gradients(const LutXGradientArgs& a) {
   parallel_for((a.rows + kLutRows - 1) / kLutRows, [&](int64_t task, int) {
     const int64_t items = smaller(a.rows, (task + 1) * kLutRows) * w.num_tables;
     for (int64_t item = task * kLutRows * w.num_tables; item < items; ++item) {
-      const int64_t next = item + 2;
+      const int64_t next = item + kLutRowsAhead / 2;  // two rows an item
       if (next < items) {
         const int32_t cell = a.index[next], r = a.min_index[next];
         prefetch_row(row(next % w.num_tables, cell), w.outputs);
