@@ -3,6 +3,8 @@
 // give the same bits. Included by level_kernels.h.
 #pragma once
 
+#include <utility>
+
 #include "core/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
@@ -39,8 +41,8 @@ TRIVIUM_INLINE void store_n(float* p, F32 x, int n) {
     store(p, x, n);
 }
 
-// lut::dot of a dense row.
-TRIVIUM_INLINE float row_dot(const float* w, const float* g, int64_t count) {
+// lut::dot of a dense row up to its last additions, those of the lanes.
+TRIVIUM_INLINE F32 row_products(const float* w, const float* g, int64_t count) {
   constexpr int kParts = lut::kPartials / kLanes;
   F32 p[kParts];
 #pragma GCC unroll 8
@@ -50,18 +52,23 @@ TRIVIUM_INLINE float row_dot(const float* w, const float* g, int64_t count) {
 #pragma GCC unroll 8
     for (int v = 0; v < kParts; ++v)
       p[v] = add(p[v], mul(load(w + k + v * kLanes), load(g + k + v * kLanes)));
+  if (k < count)
 #pragma GCC unroll 8
-  for (int v = 0; v < kParts; ++v) {
-    const int64_t left = count - k - v * kLanes;
-    if (left <= 0) continue;
-    const int n = left < kLanes ? static_cast<int>(left) : kLanes;
-    p[v] = add(p[v], mul(load_n(w + k + v * kLanes, n), load_n(g + k + v * kLanes, n)));
-  }
+    for (int v = 0; v < kParts; ++v) {
+      const int64_t left = count - k - v * kLanes;
+      if (left <= 0) continue;
+      const int n = left < kLanes ? static_cast<int>(left) : kLanes;
+      p[v] = add(p[v], mul(load_n(w + k + v * kLanes, n), load_n(g + k + v * kLanes, n)));
+    }
 #pragma GCC unroll 8
   for (int half = kParts / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
     for (int v = 0; v < half; ++v) p[v] = add(p[v], p[v + half]);
-  return reduce_add(p[0]);
+  return p[0];
+}
+
+TRIVIUM_INLINE float row_dot(const float* w, const float* g, int64_t count) {
+  return reduce_add(row_products(w, g, count));
 }
 
 // The sum of a run of rows in up to 4 vectors of one row, kept in registers: fn<vectors, n>(first column), n
@@ -80,6 +87,35 @@ TRIVIUM_INLINE void for_columns(int64_t outputs, const Fn& fn) {
 
 typedef float FloatLanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntLanes32 __attribute__((vector_size(4 * kLanes)));
+
+template <class V, class T>
+TRIVIUM_INLINE V lanes_at(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+TRIVIUM_INLINE void put_lanes(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The low (or high) halves, of `half` lanes, of all groups of 2 * half lanes of a, then of b.
+template <int half, bool high, size_t... lane>
+TRIVIUM_INLINE FloatLanes halves(FloatLanes a, FloatLanes b, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(a, b, (lane / half * 2 * half + lane % half + (high ? half : 0))...);
+}
+
+// v[0], lane k: reduce_add of v[k], the same additions for kLanes vectors at once. v[half] and up are used
+// up.
+template <int half = kLanes / 2>
+TRIVIUM_INLINE void reduce_lanes(FloatLanes (&v)[kLanes]) {
+  constexpr auto kAll = std::make_index_sequence<kLanes>();
+#pragma GCC unroll 8
+  for (int m = 0; m < half; ++m)
+    v[m] =
+        halves<half, false>(v[2 * m], v[2 * m + 1], kAll) + halves<half, true>(v[2 * m], v[2 * m + 1], kAll);
+  if constexpr (half > 1) reduce_lanes<half / 2>(v);
+}
 
 // check_detectors of kLanes rows at once; xt holds them transposed: [inputs][kLanes].
 TRIVIUM_INLINE void check_detectors_tile(const LutDetectArgs& a, const float* xt, int64_t row0,
