@@ -7,7 +7,7 @@ build     the wheel and the tests, for the architecture of the GPU in this machi
 test      ctest (the entries of the device, and what they share) and pytest with the device
 sanitize  compute-sanitizer memcheck and racecheck on chosen op tests (NVIDIA)
 bench     kernels beside the roof, then a model with the shapes of gpt-oss-20b: prefill, decode, a batch job,
-          transformers in bfloat16 in the same run
+          transformers in bfloat16 in the same run; a training step of the reference LUT language model
 Needs no network when .hardware-kit lies here (`make hardware-kit` on another machine makes it).
 """
 
@@ -31,9 +31,16 @@ PYTEST_FILES = (
     "ops_oracle_moe",
     "models",
     "batch_invariance",
+    "lut",
+    "lut_model",
+    "lut_properties",
+    "torch_lut",
+    "lut_batch_norm",
+    "hardware",
 )
 CHECKPOINT = BUILD / "gpt-oss-20b-random"
 SANITIZED = ["test_norm", "test_moe", "test_attention", "test_linear", "test_rope", "test_sampling"]
+SANITIZED += ["test_lut", "test_lut_edges"]
 TOKENS = [1, 8, 32, 128, 256]
 
 
@@ -167,14 +174,49 @@ def bench(session: Session, kind: str, results: Path, peer: bool) -> None:
         + ([] if peer else ["--no-peer"]),
         PYTHONPATH=python_path(),
     )
+    lut_figures = bench_lut(session, kind, rows)
     if session.dry_run:
         return
     results.mkdir(parents=True, exist_ok=True)
     model = json.loads(figures.read_text()) if figures.exists() else {}
-    record = {"seconds": session.seconds, "kernels": rows, "model": model}
+    record = {"seconds": session.seconds, "kernels": rows, "model": model, "lut": lut_figures}
     (results / "figures.json").write_text(json.dumps(record, indent=1) + "\n")
-    (results / "README.md").write_text(tables(rows, model))
-    print(f"\n{tables(rows, model)}\nwritten to {results}")
+    text = tables(rows, model) + lut_table(lut_figures)
+    (results / "README.md").write_text(text)
+    print(f"\n{text}\nwritten to {results}")
+
+
+def bench_lut(session: Session, kind: str, rows: list[dict]) -> dict:
+    figures = BUILD / "lut.json"
+    figures.unlink(missing_ok=True)
+    session.run(
+        "lut",
+        [sys.executable, "bench/gpu_lut.py", "--device", f"{kind}:0", "--json", figures]
+        + (["--bandwidth", rows[0]["copy_gb_per_s"]] if rows else []),
+        PYTHONPATH=python_path(),
+    )
+    return json.loads(figures.read_text()) if figures.exists() else {}
+
+
+def lut_table(figures: dict) -> str:
+    if not figures:
+        return ""
+    lines = [
+        "",
+        f"LUT language model, {figures['parameters'] / 1e6:.1f} M parameters, {figures['tokens']} tokens a training "
+        f"step, {figures['row_gigabytes']:.1f} GB of table rows:",
+        "",
+        "| part | ms | p10-p90 |",
+        "|---|---|---|",
+    ]
+    names = {"forward_ms": "LUT layers forward", "backward_ms": "LUT layers backward", "layers_ms": "both"}
+    for key, name in (names | {"step_ms": "whole step under torch"}).items():
+        if key in figures:
+            t = figures[key]
+            lines.append(f"| {name} | {t['median']:.2f} | {t['p10']:.2f}-{t['p90']:.2f} |")
+    if "bound_ms" in figures:
+        lines += ["", f"The rows at copy bandwidth take {figures['bound_ms']:.2f} ms."]
+    return "\n".join(lines) + "\n"
 
 
 def tables(rows: list[dict], model: dict) -> str:

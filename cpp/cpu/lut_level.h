@@ -3,6 +3,8 @@
 // give the same bits. Included by level_kernels.h.
 #pragma once
 
+#include <utility>
+
 #include "core/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
@@ -18,8 +20,10 @@ TRIVIUM_INLINE void fill_zero(T* to, int64_t count) {
   __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(T));
 }
 
+// Rows come from memory, and a core has several times more places for lines on their way to its second cache
+// than to its first.
 TRIVIUM_INLINE void prefetch_row(const float* row, int64_t count) {
-  for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(row + k);
+  for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(row + k, 0, 2);
 }
 
 // fn(k, n) for whole vectors, then for the tail.
@@ -37,8 +41,8 @@ TRIVIUM_INLINE void store_n(float* p, F32 x, int n) {
     store(p, x, n);
 }
 
-// lut::dot of a dense row.
-TRIVIUM_INLINE float row_dot(const float* w, const float* g, int64_t count) {
+// lut::dot of a dense row up to its last additions, those of the lanes.
+TRIVIUM_INLINE F32 row_products(const float* w, const float* g, int64_t count) {
   constexpr int kParts = lut::kPartials / kLanes;
   F32 p[kParts];
 #pragma GCC unroll 8
@@ -48,18 +52,23 @@ TRIVIUM_INLINE float row_dot(const float* w, const float* g, int64_t count) {
 #pragma GCC unroll 8
     for (int v = 0; v < kParts; ++v)
       p[v] = add(p[v], mul(load(w + k + v * kLanes), load(g + k + v * kLanes)));
+  if (k < count)
 #pragma GCC unroll 8
-  for (int v = 0; v < kParts; ++v) {
-    const int64_t left = count - k - v * kLanes;
-    if (left <= 0) continue;
-    const int n = left < kLanes ? static_cast<int>(left) : kLanes;
-    p[v] = add(p[v], mul(load_n(w + k + v * kLanes, n), load_n(g + k + v * kLanes, n)));
-  }
+    for (int v = 0; v < kParts; ++v) {
+      const int64_t left = count - k - v * kLanes;
+      if (left <= 0) continue;
+      const int n = left < kLanes ? static_cast<int>(left) : kLanes;
+      p[v] = add(p[v], mul(load_n(w + k + v * kLanes, n), load_n(g + k + v * kLanes, n)));
+    }
 #pragma GCC unroll 8
   for (int half = kParts / 2; half > 0; half /= 2)
 #pragma GCC unroll 8
     for (int v = 0; v < half; ++v) p[v] = add(p[v], p[v + half]);
-  return reduce_add(p[0]);
+  return p[0];
+}
+
+TRIVIUM_INLINE float row_dot(const float* w, const float* g, int64_t count) {
+  return reduce_add(row_products(w, g, count));
 }
 
 // The sum of a run of rows in up to 4 vectors of one row, kept in registers: fn<vectors, n>(first column), n
@@ -78,6 +87,35 @@ TRIVIUM_INLINE void for_columns(int64_t outputs, const Fn& fn) {
 
 typedef float FloatLanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntLanes32 __attribute__((vector_size(4 * kLanes)));
+
+template <class V, class T>
+TRIVIUM_INLINE V lanes_at(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+TRIVIUM_INLINE void put_lanes(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The low (or high) halves, of `half` lanes, of all groups of 2 * half lanes of a, then of b.
+template <int half, bool high, size_t... lane>
+TRIVIUM_INLINE FloatLanes halves(FloatLanes a, FloatLanes b, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(a, b, (lane / half * 2 * half + lane % half + (high ? half : 0))...);
+}
+
+// v[0], lane k: reduce_add of v[k], the same additions for kLanes vectors at once. v[half] and up are used
+// up.
+template <int half = kLanes / 2>
+TRIVIUM_INLINE void reduce_lanes(FloatLanes (&v)[kLanes]) {
+  constexpr auto kAll = std::make_index_sequence<kLanes>();
+#pragma GCC unroll 8
+  for (int m = 0; m < half; ++m)
+    v[m] =
+        halves<half, false>(v[2 * m], v[2 * m + 1], kAll) + halves<half, true>(v[2 * m], v[2 * m + 1], kAll);
+  if constexpr (half > 1) reduce_lanes<half / 2>(v);
+}
 
 // check_detectors of kLanes rows at once; xt holds them transposed: [inputs][kLanes].
 TRIVIUM_INLINE void check_detectors_tile(const LutDetectArgs& a, const float* xt, int64_t row0,
@@ -123,33 +161,39 @@ void lut_check_detectors(const LutDetectArgs& a) {
   });
 }
 
-inline constexpr int64_t kLutRows = 8;   // rows of x a task takes
-inline constexpr int64_t kLutGroup = 4;  // table rows added at a time: as many streams for the memory
+inline constexpr int64_t kLutRows = 8;       // rows of x a task takes
+inline constexpr int64_t kLutGroup = 4;      // table rows added at a time: as many streams for the memory
+inline constexpr int64_t kLutRowsAhead = 8;  // table rows fetched ahead
 
-// y = (accumulate: y +) sum over t of W[t, index[t]], t ascending.
-TRIVIUM_INLINE void sum_rows(const LutTable& w, const int32_t* index, float* y, bool accumulate, float* sum) {
-  const int64_t outputs = w.outputs, stride = w.cells * outputs;
+// y = (accumulate: y +) sum over t of W[t, index[t]], t ascending. The indices of `samples` samples, this one
+// included, follow each other.
+TRIVIUM_INLINE void sum_rows(const LutTable& w, const int32_t* index, int64_t samples, float* y,
+                             bool accumulate, float* sum) {
+  const int64_t outputs = w.outputs, stride = w.cells * outputs, tables = w.num_tables;
   const auto row = [&](int64_t t) { return w.weights + t * stride + index[t] * outputs; };
+  const auto row_ahead = [&](int64_t t) {
+    const int64_t ahead = t + kLutRowsAhead;
+    if (ahead < tables) return row(ahead);
+    if (ahead >= samples * tables) return row(t);
+    return w.weights + ahead % tables * stride + index[ahead] * outputs;
+  };
   fill_zero(sum, outputs);
   int64_t t = 0;
-  for (; t + kLutGroup <= w.num_tables; t += kLutGroup) {
+  for (; t + kLutGroup <= tables; t += kLutGroup) {
     const float* rows[kLutGroup];
     const float* next[kLutGroup];
-    for (int64_t g = 0; g < kLutGroup; ++g) {
-      rows[g] = row(t + g);
-      next[g] = row(t + g + kLutGroup < w.num_tables ? t + g + kLutGroup : t + g);
-    }
+    for (int64_t g = 0; g < kLutGroup; ++g) rows[g] = row(t + g), next[g] = row_ahead(t + g);
     for_vectors(
         outputs, [&](int64_t k, int n) __attribute__((always_inline)) {
           F32 s = load_n(sum + k, n);
           for (int64_t g = 0; g < kLutGroup; ++g) {
-            if (k % 16 == 0) __builtin_prefetch(next[g] + k);
+            if (k % 16 == 0) __builtin_prefetch(next[g] + k, 0, 2);
             s = add(s, load_n(rows[g] + k, n));
           }
           store_n(sum + k, s, n);
         });
   }
-  for (; t < w.num_tables; ++t)
+  for (; t < tables; ++t)
     for_vectors(
         outputs, [&](int64_t k, int n) __attribute__((always_inline)) {
           store_n(sum + k, add(load_n(sum + k, n), load_n(row(t) + k, n)), n);
@@ -165,8 +209,9 @@ void lut_fill_outputs(const LutForwardArgs& a) {
   const LutTable& w = a.table;
   parallel_for((a.rows + kLutRows - 1) / kLutRows, [&](int64_t task, int) {
     auto* sum = static_cast<float*>(thread_scratch(w.outputs * static_cast<int64_t>(sizeof(float))));
-    for (int64_t b = task * kLutRows; b < smaller(a.rows, (task + 1) * kLutRows); ++b)
-      sum_rows(w, a.index + b * w.num_tables, a.y + b * w.outputs, a.accumulate != 0, sum);
+    const int64_t end = smaller(a.rows, (task + 1) * kLutRows);
+    for (int64_t b = task * kLutRows; b < end; ++b)
+      sum_rows(w, a.index + b * w.num_tables, end - b, a.y + b * w.outputs, a.accumulate != 0, sum);
   });
 }
 
@@ -176,7 +221,7 @@ void lut_gather_x_gradients(const LutXGradientArgs& a) {
   parallel_for((a.rows + kLutRows - 1) / kLutRows, [&](int64_t task, int) {
     const int64_t items = smaller(a.rows, (task + 1) * kLutRows) * w.num_tables;
     for (int64_t item = task * kLutRows * w.num_tables; item < items; ++item) {
-      const int64_t next = item + 2;
+      const int64_t next = item + kLutRowsAhead / 2;  // two rows an item
       if (next < items) {
         const int32_t cell = a.index[next], r = a.min_index[next];
         prefetch_row(row(next % w.num_tables, cell), w.outputs);

@@ -80,7 +80,8 @@ void lut_decode(const LutDecodeArgs& a) {
   });
 }
 
-inline constexpr int64_t kPairBlock = 16;  // pairs planned, and fetched, ahead of their use
+inline constexpr int64_t kPairBlock = 16;  // pairs planned, and fetched, at a time
+inline constexpr int kBlocksAhead = 4;     // blocks planned ahead of their use
 
 // One (b, t) of a backward pass: what the detectors of its positions and distances say, and its sums.
 // Distances are stored from the longest to the shortest, so that for a given later position they run as
@@ -118,21 +119,10 @@ struct PairTask {
   int64_t pe_at(int64_t i, int64_t j) const { return length - 1 - (j - i); }
 };
 
-template <class V, class T>
-TRIVIUM_INLINE V lanes_at(const T* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class V, class T>
-TRIVIUM_INLINE void put_lanes(T* p, V v) {
-  __builtin_memcpy(p, &v, sizeof v);
-}
-
 // Pairs (i0 + k, j), k < count. `with_pe` lists those whose embedding flips in addition.
 struct alignas(64) PairBlock {
   int32_t cell[kPairBlock], bit[kPairBlock], q_side[kPairBlock], pe_bit[kPairBlock];
-  float u[kPairBlock], main[kPairBlock], other[kPairBlock], delta[kPairBlock];
+  float u[kPairBlock];
   int count, with_pe[kPairBlock], num_with_pe;
 };
 
@@ -177,57 +167,103 @@ TRIVIUM_INLINE void plan_pairs(const LutSequence& s, const PairTask& task, const
     prefetch_row(table + (p.cell[p.with_pe[n]] ^ p.pe_bit[p.with_pe[n]]) * outputs, outputs);
 }
 
-// lut::delta_of for kLanes pairs.
-TRIVIUM_INLINE void delta_lanes(PairBlock& p, int k) {
-  const FloatLanes u = lanes_at<FloatLanes>(p.u + k), size = 1 + (u < 0 ? -u : u);
-  const IntLanes32 bit = lanes_at<IntLanes32>(p.bit + k), set = (lanes_at<IntLanes32>(p.cell + k) & bit) != 0;
+// Dot products of gy with the rows row_at(k), k < count, into dots; zeros up to whole vectors.
+template <class RowAt>
+TRIVIUM_INLINE void block_dots(int count, const float* gy, int64_t outputs, float* dots,
+                               const RowAt& row_at) {
+  for (int k0 = 0; k0 < count; k0 += kLanes) {
+    FloatLanes parts[kLanes];
+    for (int k = 0; k < kLanes; ++k)
+      if (k0 + k < count)
+        store(reinterpret_cast<float*>(&parts[k]), row_products(row_at(k0 + k), gy, outputs));
+      else
+        parts[k] = FloatLanes{};
+    reduce_lanes(parts);
+    put_lanes(dots + k0, parts[0]);
+  }
+}
+
+// lut::delta_of for kLanes pairs; bits are flipped ones of the cells, 0: none flips.
+TRIVIUM_INLINE FloatLanes delta_lanes(const float* difference, const int32_t* cell, const int32_t* bits,
+                                      const float* main, const float* other) {
+  const FloatLanes u = lanes_at<FloatLanes>(difference), size = 1 + (u < 0 ? -u : u);
+  const IntLanes32 bit = lanes_at<IntLanes32>(bits), set = (lanes_at<IntLanes32>(cell) & bit) != 0;
   const FloatLanes half = set ? FloatLanes{} + 0.5f : FloatLanes{} - 0.5f;
-  const FloatLanes v =
-      half / (size * size) * (lanes_at<FloatLanes>(p.main + k) - lanes_at<FloatLanes>(p.other + k));
+  const FloatLanes v = half / (size * size) * (lanes_at<FloatLanes>(main) - lanes_at<FloatLanes>(other));
   const IntLanes32 dropped = (bit == 0) | ((v < 0 ? -v : v) <= lut::kGradientEps);
-  put_lanes(p.delta + k, dropped ? FloatLanes{} : v);
+  return dropped ? FloatLanes{} : v;
+}
+
+// What flips of embeddings give to the sums of their distances; main: dot products with the addressed rows.
+TRIVIUM_INLINE void add_pe_flips(const PairTask& task, const float* table, const float* gy, int64_t outputs,
+                                 int64_t i0, int64_t j, const PairBlock& p, const float* main) {
+  alignas(64) float u[kPairBlock] = {}, some[kPairBlock] = {}, other[kPairBlock], delta[kPairBlock];
+  alignas(64) int32_t cell[kPairBlock] = {}, bit[kPairBlock] = {};
+  for (int n = 0; n < p.num_with_pe; ++n) {
+    const int k = p.with_pe[n];
+    u[n] = task.pe.u[task.pe_at(i0 + k, j)], some[n] = main[k], cell[n] = p.cell[k], bit[n] = p.pe_bit[k];
+  }
+  block_dots(
+      p.num_with_pe, gy, outputs,
+      other, [&](int n) __attribute__((always_inline)) { return table + (cell[n] ^ bit[n]) * outputs; });
+  for (int n = 0; n < p.num_with_pe; n += kLanes)
+    put_lanes(delta + n, delta_lanes(u + n, cell + n, bit + n, some + n, other + n));
+  for (int n = 0; n < p.num_with_pe; ++n) task.pe.sum[task.pe_at(i0 + p.with_pe[n], j)] += delta[n];
 }
 
 // lut::PairSums::add for a block, in the same order; returns the flips of position j.
-TRIVIUM_INLINE float add_pairs(const PairTask& task, const LutNumerics& numerics, const float* table,
-                               const float* gy, int64_t outputs, int64_t i0, int64_t j, float later,
-                               PairBlock& p) {
-  for (int k = 0; k < p.count; ++k) {
-    p.main[k] = row_dot(table + p.cell[k] * outputs, gy, outputs);
-    p.other[k] = row_dot(table + (p.cell[k] ^ p.bit[k]) * outputs, gy, outputs);
+TRIVIUM_INLINE float add_pairs(const PairTask& task, const float* table, const float* gy, int64_t outputs,
+                               int64_t i0, int64_t j, float later, const PairBlock& p) {
+  alignas(64) float main[kPairBlock], other[kPairBlock], flips[kPairBlock];
+  block_dots(
+      p.count, gy, outputs,
+      main, [&](int k) __attribute__((always_inline)) { return table + p.cell[k] * outputs; });
+  block_dots(
+      p.count, gy, outputs,
+      other, [&](int k) __attribute__((always_inline)) { return table + (p.cell[k] ^ p.bit[k]) * outputs; });
+  for (int k = 0; k < p.count; k += kLanes) {
+    // Past `count` both dot products are 0, and so is delta.
+    const FloatLanes delta = delta_lanes(p.u + k, p.cell + k, p.bit + k, main + k, other + k);
+    const IntLanes32 q_side = lanes_at<IntLanes32>(p.q_side + k);
+    put_lanes(flips + k, q_side ? delta : FloatLanes{});
+    float* sum = task.x.sum + i0 + k;
+    put_lanes(sum, lanes_at<FloatLanes>(sum) + (q_side ? FloatLanes{} : delta));
   }
-  for (int k = 0; k < p.count; k += kLanes) delta_lanes(p, k);
-  for (int k = 0; k < p.count; ++k) {
-    later += p.q_side[k] ? p.delta[k] : 0;
-    task.x.sum[i0 + k] += p.q_side[k] ? 0 : p.delta[k];
-  }
-  for (int n = 0; n < p.num_with_pe; ++n) {
-    const int k = p.with_pe[n];
-    const int64_t e = task.pe_at(i0 + k, j);
-    const float other = row_dot(table + (p.cell[k] ^ p.pe_bit[k]) * outputs, gy, outputs);
-    task.pe.sum[e] += lut::delta_of<false>(p.main[k], other, task.pe.u[e], p.cell[k] & p.pe_bit[k], numerics);
-  }
+  for (int k = 0; k < p.count; ++k) later += flips[k];
+  add_pe_flips(task, table, gy, outputs, i0, j, p, main);
   return later;
 }
 
+// Walks the blocks of pairs of one (b, t): j ascending, and i within it.
+struct BlockCursor {
+  int64_t i0 = 0, j = 1;
+  void next() {
+    i0 += kPairBlock;
+    if (i0 >= j) i0 = 0, ++j;
+  }
+};
+
+// Tasks of one table follow each other, whose rows then are in a cache.
 void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
   const LutTable& w = a.table;
   const LutSequence& s = a.sequence;
   parallel_for(s.batch * w.num_tables, [&](int64_t number, int) {
-    const int64_t b = number / w.num_tables, t = number % w.num_tables;
+    const int64_t t = number / s.batch, b = number % s.batch;
     const float* table = w.weights + t * w.cells * w.outputs;
     const PairTask task(s, w.num_tables, b, t);
-    PairBlock blocks[2];
-    for (int64_t j = 0; j < s.length; ++j) {
-      const float* gy = a.gy + (b * s.length + j) * w.outputs;
-      float later = 0;
-      plan_pairs(s, task, table, w.outputs, 0, j, blocks[0]);
-      for (int64_t i0 = 0; i0 < j; i0 += kPairBlock) {
-        const int64_t now = i0 / kPairBlock % 2;
-        plan_pairs(s, task, table, w.outputs, i0 + kPairBlock, j, blocks[1 - now]);
-        later = add_pairs(task, a.numerics, table, gy, w.outputs, i0, j, later, blocks[now]);
-      }
-      task.x.sum[j] = later;
+    PairBlock blocks[kBlocksAhead + 1];
+    BlockCursor planned, at;
+    const auto plan = [&](PairBlock & block) __attribute__((always_inline)) {
+      if (planned.j < s.length) plan_pairs(s, task, table, w.outputs, planned.i0, planned.j, block);
+      planned.next();
+    };
+    for (int n = 0; n < kBlocksAhead; ++n) plan(blocks[n]);
+    float later = 0;
+    for (int n = 0; at.j < s.length; at.next(), n = n < kBlocksAhead ? n + 1 : 0) {
+      plan(blocks[n ? n - 1 : kBlocksAhead]);
+      const float* gy = a.gy + (b * s.length + at.j) * w.outputs;
+      later = add_pairs(task, table, gy, w.outputs, at.i0, at.j, later, blocks[n]);
+      if (at.i0 + kPairBlock >= at.j) task.x.sum[at.j] = later, later = 0;
     }
     for (int64_t i = 0; i < s.length; ++i)
       static_cast<float*>(a.delta)[lut::detector_at(s, w.num_tables, b, i, t)] = task.x.sum[i];
@@ -235,6 +271,36 @@ void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
       static_cast<float*>(a.pe_delta)[(b * (s.length - 1) + d - 1) * w.num_tables + t] =
           task.pe.sum[s.length - 1 - d];
   });
+}
+
+// The positions (b, j) of table t whose index lies in [q0, q1), those of one index together, each run in
+// order: the rows of a later position's index lie together, and are in a cache when they are written.
+struct PositionsByIndex {
+  int32_t *ends, *order;  // of index q0 + n: order[ends[n - 1] .. ends[n])
+
+  PositionsByIndex(const LutSequence& s, int64_t num_tables, int64_t t, int64_t q0, int64_t q1) {
+    const int64_t rows = s.batch * s.length, count = q1 - q0;
+    ends = static_cast<int32_t*>(thread_scratch((count + 1 + rows) * 4)) + 1;
+    order = ends + count;
+    fill_zero(ends - 1, count + 1);
+    const auto index = [&](int64_t row) { return s.index[row * num_tables + t] - q0; };
+    for (int64_t row = 0; row < rows; ++row)
+      if (const int64_t n = index(row); 0 <= n && n < count) ++ends[n];
+    for (int64_t n = 0; n < count; ++n) ends[n] += ends[n - 1];
+    // Starts move to the ends while positions are placed.
+    for (int64_t n = count - 1; n >= 0; --n) ends[n] = ends[n - 1];
+    for (int64_t row = 0; row < rows; ++row)
+      if (const int64_t n = index(row); 0 <= n && n < count) order[ends[n]++] = static_cast<int32_t>(row);
+  }
+};
+
+// row += v, or -= v.
+TRIVIUM_INLINE void add_row(float* row, const float* v, int64_t count, bool subtract) {
+  for_vectors(
+      count, [&](int64_t k, int n) __attribute__((always_inline)) {
+        const F32 old = load_n(row + k, n), x = load_n(v + k, n);
+        store_n(row + k, subtract ? sub(old, x) : add(old, x), n);
+      });
 }
 
 // A task owns the rows of table t whose later-position index lies in [q0, q1).
@@ -249,23 +315,22 @@ void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
   parallel_for(w.num_tables * ranges, [&](int64_t task, int) {
     const int64_t t = task / ranges, range = task % ranges;
     const int64_t q0 = queries * range / ranges, q1 = queries * (range + 1) / ranges;
-    lut::prepare_w_gradient<false>(w, target, a.numerics, {t, q0 << shift, q1 << shift, 0, 1}, true);
-    for (int64_t row = 0; row < s.batch * s.length; ++row) {
-      const int64_t q = s.index[row * w.num_tables + t], b = row / s.length, j = row % s.length;
-      if (q < q0 || q >= q1) continue;
-      const float* g = scaled.values + row * w.outputs;
-      const auto out_of = [&](int64_t i) __attribute__((always_inline)) {
-        const int64_t cell = t * w.cells + lut::cell_at(s, w.num_tables, b, i, j, t);
-        return target.out + (target.row_offset ? target.row_offset[cell] : cell * w.outputs);
-      };
-      for (int64_t i = 0; i < j; ++i) {
-        if (i + kLutAhead / 2 < j) prefetch_row(out_of(i + kLutAhead / 2), w.outputs);
-        float* out = out_of(i);
-        for_vectors(
-            w.outputs, [&](int64_t k, int n) __attribute__((always_inline)) {
-              const F32 old = load_n(out + k, n), v = load_n(g + k, n);
-              store_n(out + k, target.sgd ? sub(old, v) : add(old, v), n);
-            });
+    const PositionsByIndex positions(s, w.num_tables, t, q0, q1);
+    for (int64_t q = q0, n = 0; q < q1; ++q) {
+      if (target.sgd || target.row_offset)
+        lut::prepare_w_gradient<false>(w, target, a.numerics, {t, q << shift, (q + 1) << shift, 0, 1}, true);
+      else
+        fill_zero(target.out + (t * w.cells + (q << shift)) * w.outputs, w.outputs << shift);
+      for (; n < positions.ends[q - q0]; ++n) {
+        const int64_t row = positions.order[n], b = row / s.length, j = row % s.length;
+        const float* g = scaled.values + row * w.outputs;
+        const auto out_of = [&](int64_t i) __attribute__((always_inline)) {
+          const int64_t cell = t * w.cells + lut::cell_at(s, w.num_tables, b, i, j, t);
+          return target.out + (target.row_offset ? target.row_offset[cell] : cell * w.outputs);
+        };
+        if (target.sgd)
+          for (int64_t i = 0; i < j; ++i) prefetch_row(out_of(i), w.outputs);
+        for (int64_t i = 0; i < j; ++i) add_row(out_of(i), g, w.outputs, target.sgd != 0);
       }
     }
   });

@@ -123,7 +123,7 @@ void find_rows(Pass& p) {
   }
   p.out.rows = Tensor::empty({static_cast<int64_t>(rows.size())}, Dtype::i64);
   std::copy(rows.begin(), rows.end(), p.out.rows.data_as<int64_t>());
-  p.out.gw = Tensor::zeros({size}, Dtype::f32, p.layer.device());
+  p.out.gw = Tensor::empty({size}, Dtype::f32, p.layer.device());  // the kernels write every row
   p.row_offset = offset.to(p.layer.device());
 }
 

@@ -101,24 +101,41 @@ std::shared_ptr<lut::Saved> make_saved(const ArrayLike& index, const ArrayLike& 
                                                  .length = length});
 }
 
+// A field of a result; [0] where there is nothing.
+template <class Owner>
+auto tensor_of(Tensor Owner::*field, Dtype dtype) {
+  return [=](const Owner& owner) {
+    const Tensor& t = owner.*field;
+    return t.numel() == 0 && t.rank() == 0 ? Tensor::empty({0}, dtype) : t;
+  };
+}
+
 void register_saved(py::module_& m) {
   py::class_<lut::Saved, std::shared_ptr<lut::Saved>>(m, "LutSaved", "What a backward needs of its forward.")
       .def(py::init(&make_saved), py::arg("index"), py::arg("min_delta"), py::arg("min_index"),
            py::arg("pe_index"), py::arg("pe_min_delta"), py::arg("pe_min_index"), py::arg("batch"),
            py::arg("length"), py::kw_only(), py::arg("x") = py::none(), py::arg("pe") = py::none(),
            "Of the tensors of an earlier one; product modes need x and pe alone.")
-      .def_readonly("index", &lut::Saved::index, "int32 [batch, (length,) tables]")
-      .def_readonly("min_delta", &lut::Saved::min_delta, "float32, like index; empty after an evaluation")
-      .def_readonly("min_index", &lut::Saved::min_index, "int32, like index; -1: no usable pair")
-      .def_readonly("pe_index", &lut::Saved::pe_index, "int32 [length - 1, tables]")
-      .def_readonly("pe_min_delta", &lut::Saved::pe_min_delta, "float32, like pe_index")
-      .def_readonly("pe_min_index", &lut::Saved::pe_min_index, "int32, like pe_index");
+      .def_property_readonly("index", tensor_of(&lut::Saved::index, Dtype::i32),
+                             "int32 [batch, (length,) tables]")
+      .def_property_readonly("min_delta", tensor_of(&lut::Saved::min_delta, Dtype::f32),
+                             "float32, like index; empty after an evaluation")
+      .def_property_readonly("min_index", tensor_of(&lut::Saved::min_index, Dtype::i32),
+                             "int32, like index; -1: no usable pair")
+      .def_property_readonly("pe_index", tensor_of(&lut::Saved::pe_index, Dtype::i32),
+                             "int32 [length - 1, tables]")
+      .def_property_readonly("pe_min_delta", tensor_of(&lut::Saved::pe_min_delta, Dtype::f32),
+                             "float32, like pe_index")
+      .def_property_readonly("pe_min_index", tensor_of(&lut::Saved::pe_min_index, Dtype::i32),
+                             "int32, like pe_index");
   py::class_<lut::Gradients>(m, "LutGradients",
                              "Results of LutLayer.backward; what was not asked for is empty.")
-      .def_readonly("gx", &lut::Gradients::gx, "float32, like x")
-      .def_readonly("gpe", &lut::Gradients::gpe, "float32, like pe")
-      .def_readonly("gw", &lut::Gradients::gw, "float32, like the weights, or the listed rows' weights")
-      .def_readonly("rows", &lut::Gradients::rows, "int64 [rows]: table * cells + cell, ascending");
+      .def_property_readonly("gx", tensor_of(&lut::Gradients::gx, Dtype::f32), "float32, like x")
+      .def_property_readonly("gpe", tensor_of(&lut::Gradients::gpe, Dtype::f32), "float32, like pe")
+      .def_property_readonly("gw", tensor_of(&lut::Gradients::gw, Dtype::f32),
+                             "float32, like the weights, or the listed rows' weights")
+      .def_property_readonly("rows", tensor_of(&lut::Gradients::rows, Dtype::i64),
+                             "int64 [rows]: table * cells + cell, ascending");
   py::class_<lut::DecodeCache>(m, "LutCache", "Indices of the last positions of several sequences.")
       .def_readonly("index", &lut::DecodeCache::index, "int32 [slots, ring, tables]");
 }

@@ -1,4 +1,8 @@
-"""LUT layers for PyTorch: trivium.torch.LUTLayer. Weights are torch parameters over the memory of the layer."""
+"""LUT layers for PyTorch: trivium.torch.LUTLayer. Weights are torch parameters over the memory of the layer.
+
+Layers run where their parameters are, on the cpu or a cuda or hip device. Tensors cross by DLPack without copies:
+trivium's stream waits for what torch's current stream has written, and torch's stream for trivium's results.
+"""
 
 import itertools
 import weakref
@@ -18,7 +22,34 @@ _layers: "weakref.WeakValueDictionary[int, LUTModule]" = weakref.WeakValueDictio
 
 
 def _torch(t: _core.Tensor) -> Tensor:
-    return torch.from_dlpack(t) if t.size else torch.empty(t.shape, dtype=getattr(torch, t.dtype))
+    """Shares memory; torch's current stream waits for ours."""
+    if t.size:
+        return torch.from_dlpack(t)
+    return torch.empty(t.shape, dtype=getattr(torch, t.dtype), device=torch_device(t.device))
+
+
+def torch_device(name: str) -> torch.device:
+    """Where torch sees the memory of a device of trivium ("cuda:1")."""
+    kind, _, index = name.partition(":")
+    vendor = "hip" if torch.version.hip else "cuda"
+    if kind not in ("cpu", "cuda", "hip"):
+        raise _core.Unsupported(
+            f"torch layers are on cpu, cuda or hip, whose memory torch can share, not on {name}"
+        )
+    if kind != "cpu" and (kind != vendor or not torch.cuda.is_available()):
+        raise _core.Unsupported(
+            f"the layer is on {name}, but torch {torch.__version__} has no {kind} device here"
+        )
+    return torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))
+
+
+def device_name(device: torch.device) -> str:
+    """The name that trivium has for a device of torch."""
+    if device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda":
+        raise _core.Unsupported(f"torch layers are on cpu, cuda or hip, not on torch's device {device}")
+    return f"{'hip' if torch.version.hip else 'cuda'}:{device.index or 0}"
 
 
 def _empty_like_saved(module: "LUTModule", x: Tensor) -> list[Tensor]:
@@ -129,14 +160,13 @@ def _row_sparse(
         normalized=module.layer.normalized,
         need_x=ctx.needs_input_grad[0],
     )
-    gradient = module.layer._weight_gradient(g)
     if module.layer.targets is None:
-        rows = torch.from_numpy(gradient.rows)
-        cells = module.native.cells
-        where, values = torch.stack([rows // cells, rows % cells]), torch.from_numpy(gradient.values)
+        rows, cells = _torch(g.rows).to(weight.device), module.native.cells
+        where = torch.stack([rows // cells, rows % cells])
+        values = _torch(g.gw).reshape(len(rows), module.layer.n_outputs)
     else:
-        index, flat = gradient.flat()
-        where, values = torch.from_numpy(index)[None], torch.from_numpy(flat)
+        index, flat = module.layer._weight_gradient(g).flat()
+        where, values = (torch.from_numpy(a).to(weight.device) for a in (index[None], flat))
     gw = torch.sparse_coo_tensor(where, values, weight.shape, is_coalesced=True, check_invariants=False)
     return [_torch(g.gx) if ctx.needs_input_grad[0] else None, gw, _torch(g.gpe) if pe.numel() else None]
 
@@ -175,21 +205,22 @@ torch.library.register_autograd("trivium::lut_forward", _backward, setup_context
 class LUTModule(nn.Module):
     """Any trivium.lut layer as a torch module. Second derivatives are not supported.
 
-    torch.compile takes the dense and the internal policy into its graphs; row_sparse breaks the graph.
+    torch.compile takes the dense and the internal policy into its graphs; row_sparse breaks the graph. The layer
+    follows its parameters to other devices: module.to("cuda:0"). They stay float32.
     """
 
     def __init__(self, layer: LUTLayerBasic) -> None:
         super().__init__()
-        if layer.native.device != "cpu":
-            raise _core.Unsupported(f"torch layers are on the cpu only, not {layer.native.device}")
+        torch_device(layer.native.device)  # or why there is none
         self.layer, self.native = layer, layer.native
         self.sequential = layer.sequence_length > 1
         self.is_product = self.sequential and layer._options["mode"] != "sequence"
-        self.weight = nn.Parameter(torch.from_numpy(layer.weight), requires_grad=True)
+        self.weight = nn.Parameter(torch.from_dlpack(layer.weight), requires_grad=True)
         if layer.positional_dim:
-            self.positional_embeddings = nn.Parameter(torch.from_numpy(layer.positional_embeddings))
+            self.positional_embeddings = nn.Parameter(torch.from_dlpack(layer.positional_embeddings))
         else:
-            self.register_buffer("positional_embeddings", torch.empty(0), persistent=False)
+            absent = torch.empty(0, device=self.weight.device)
+            self.register_buffer("positional_embeddings", absent, persistent=False)
         self.register_buffer("anchors", torch.from_numpy(layer.anchors))
         self.number = next(_numbers)
         _layers[self.number] = self
@@ -225,8 +256,29 @@ class LUTModule(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.layer._build(self.anchors.numpy(), self.layer.targets)
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self.layer._build(self.anchors.cpu().numpy(), self.layer.targets)
         self.native = self.layer.native
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LUTModule":
+        """What to(), cuda() and cpu() call: the layer goes where the parameters went."""
+        super()._apply(fn, recurse)
+        if self.weight.dtype != torch.float32:
+            raise _core.InvalidArgument(f"the weights became {self.weight.dtype}, expected torch.float32")
+        name, layer = device_name(self.weight.device), self.layer
+        if name != layer.native.device:
+            layer._options["device"] = name
+            self._rebuild()
+
+        def shared(t: Tensor) -> Any:
+            return t.detach().numpy() if name == "cpu" else _core.Tensor(t.detach(), copy=False)
+
+        layer.weight = shared(self.weight)
+        if layer.positional_dim:
+            layer.positional_embeddings = shared(self.positional_embeddings)
+        return self
 
 
 class LUTLayer(LUTModule):

@@ -2,6 +2,15 @@
 
 from ._torch_lut import LUTLayer, LUTModule
 from ._torch_lut import module as lut_module
+from ._torch_lut_model import LUTTransformer
 from ._torch_mlstm import mlstm_chunkwise, mlstm_step, mLSTMLayer
 
-__all__ = ["LUTLayer", "LUTModule", "lut_module", "mLSTMLayer", "mlstm_chunkwise", "mlstm_step"]
+__all__ = [
+    "LUTLayer",
+    "LUTModule",
+    "LUTTransformer",
+    "lut_module",
+    "mLSTMLayer",
+    "mlstm_chunkwise",
+    "mlstm_step",
+]

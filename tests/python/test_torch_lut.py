@@ -6,7 +6,7 @@ import trivium
 from trivium import lut
 
 torch = pytest.importorskip("torch")
-from trivium.torch import LUTLayer, lut_module  # noqa: E402
+from trivium.torch import LUTLayer, LUTTransformer, lut_module  # noqa: E402
 
 META = lut.SynapseMeta(min_weight=-1, initial_weight=-1, initial_noise_level=2)
 CASES = {
@@ -150,3 +150,114 @@ def test_bad_inputs_are_named():
     (first,) = torch.autograd.grad(make("rows")(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         first.sum().backward()
+
+
+def transformer(cls, **options):
+    return cls(32, 12, 6, 2, 2, 2, 3, 3, 2, synapse_meta=META, random_seed=4, **options)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_transformer_is_the_numpy_one(norm):
+    ours, reference = (
+        transformer(LUTTransformer, use_batch_norm=norm),
+        transformer(lut.LUTTransformer, use_batch_norm=norm),
+    )
+    tokens = np.random.default_rng(1).integers(0, 32, (3, 6))
+    logits = ours(torch.from_numpy(tokens))
+    np.testing.assert_allclose(logits.detach().numpy(), reference.forward(tokens), atol=1e-5)
+    g = np.random.default_rng(2).standard_normal(logits.shape).astype(np.float32)
+    logits.backward(torch.from_numpy(g))
+    reference.backward(g)
+    for i, layer in enumerate(ours.attention):
+        np.testing.assert_allclose(layer.weight.grad, reference.attention[i].weight_gradient, atol=1e-4)
+        np.testing.assert_allclose(
+            layer.positional_embeddings.grad, reference.attention[i].positional_gradient, atol=1e-4
+        )
+    np.testing.assert_allclose(ours.ffn[0].weight.grad, reference.ffn[0].weight_gradient, atol=1e-4)
+    for torchs, numpys in zip(ours.ffn_norms, reference.ffn_norms):
+        np.testing.assert_allclose(torchs.weight.grad, numpys.weight_gradient, atol=1e-4)
+        np.testing.assert_allclose(torchs.running_var, numpys.running_var, rtol=1e-5)
+    ours.eval()
+    with torch.no_grad():
+        evaluated = ours(torch.from_numpy(tokens)).numpy()
+    np.testing.assert_allclose(evaluated, reference.forward(tokens, training=False), atol=1e-5)
+
+
+def test_a_trained_transformer_is_saved_as_a_model_folder(tmp_path):
+    numpy_model = lut.LUTTransformer(
+        256, 12, 6, 2, 1, 2, 3, 3, 2, synapse_meta=META, random_seed=4, use_batch_norm=True
+    )
+    model = LUTTransformer(numpy_model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    tokens = torch.tensor([list(b"abcdef"), list(b"ghijkl")])
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(-1, 1).flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    model.eval().save(tmp_path)
+    with torch.no_grad():
+        want = model(tokens)[0].numpy()
+    np.testing.assert_allclose(trivium.load(tmp_path).logits(list(b"abcdef")), want, atol=1e-4)
+    with pytest.raises(trivium.InvalidArgument, match="dropout"):
+        LUTTransformer(numpy_model, dropout=0.5)
+
+
+def test_layers_stay_float32_and_on_devices_that_trivium_has():
+    with pytest.raises(trivium.InvalidArgument, match=r"became torch.float16, expected torch.float32"):
+        make("rows").half()
+    with pytest.raises(trivium.Unsupported, match="torch's device meta"):
+        make("rows").to("meta")
+    layer = make("sequence")
+    assert layer.to("cpu") is layer and np.shares_memory(layer.layer.weight, layer.weight.detach().numpy())
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("policy", ["dense", "row_sparse", "internal"])
+@pytest.mark.parametrize("name", CASES)
+def test_layers_run_where_their_parameters_are(backend, name, policy):
+    """On cuda and hip with torch's own tensors; an emulated device has none of torch's, and says so."""
+    options = dict(synapse_meta=META, random_seed=1, weights_gradient_policy=policy)
+    if backend.startswith("emu"):
+        layer = lut.LUTLayer(**CASES[name], device=backend, **options)
+        with pytest.raises(trivium.Unsupported, match=f"whose memory torch can share, not on {backend}"):
+            lut_module(layer)
+        return
+    results = []
+    for device in ("cpu", "cpu" if backend == "cpu" else "cuda"):
+        layer = LUTLayer(**CASES[name], **options).to(device)
+        if policy == "internal":
+            layer.set_learning_rate_hook(lambda weight: 0.25)
+        x = inputs(name).to(device).requires_grad_()
+        y = layer(x)
+        (y**2).sum().backward()
+        gradient = layer.weight if layer.weight.grad is None else layer.weight.grad.to_dense()
+        results.append([t.detach().cpu().numpy() for t in (y, x.grad, gradient)])
+        assert (
+            x.grad.device.type == device and layer.native.device.split(":")[0] == backend or device == "cpu"
+        )
+    for ours, theirs in zip(*results):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("name", CASES)
+def test_layers_on_a_device_take_and_give_its_tensors(backend, name):
+    options = dict(synapse_meta=META, random_seed=1)
+    there, here = (lut.LUTLayer(**CASES[name], device=d, **options) for d in (backend, "cpu"))
+    x = inputs(name).numpy()
+    pe = there.positional_embeddings
+    y, saved = there.native.forward(there.weight, trivium.Tensor(x, device=backend), pe)
+    g = there.native.backward(there.weight, y, saved)
+    assert {t.device.split(":")[0] for t in (y, g.gx, g.gw)} == {backend}
+    want = here.forward(x)
+    np.testing.assert_array_equal(y.to("cpu").numpy(), want)
+    np.testing.assert_array_equal(g.gx.to("cpu").numpy(), here.backward(want))
+    np.testing.assert_array_equal(g.gw.to("cpu").numpy(), here.weight_gradient)
+    np.testing.assert_array_equal(there.forward(trivium.Tensor(x, device=backend)), want)
+    if backend != "cpu":
+        with pytest.raises(trivium.InvalidArgument, match=r"x is .*cpu.*expected"):
+            there.native.forward(there.weight, x, pe)

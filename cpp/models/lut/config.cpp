@@ -26,6 +26,7 @@ LutConfig parse_config(const io::JsonValue& json, const std::string& name) {
   c.max_positions = size("max_position_embeddings", 1, 1 << 30, 131072);
   c.no_ffn = r.boolean("no_ffn", false);
   c.unified_pe = r.boolean("unified_pe", false);
+  c.use_batch_norm = r.boolean("use_batch_norm", false);
   c.cmp_eps = r.number({"cmp_eps"}, 0);
   r.require(std::isfinite(c.cmp_eps) && c.cmp_eps >= 0,
             concat("\"cmp_eps\" is ", c.cmp_eps, ", expected a number of at least 0"));

@@ -19,6 +19,7 @@ struct LutConfig {
   int64_t num_anchors = 0;        // pairs of a table there
   int64_t attention_anchors = 0;  // pairs of an attention table
   bool no_ffn = false, unified_pe = false;
+  bool use_batch_norm = false;  // of what attention and feed-forward layers give, before it is added
   double cmp_eps = 0;
   int64_t max_positions = 0;  // prompt + generated; the state of a sequence does not grow with it
   std::vector<int32_t> eos_ids;

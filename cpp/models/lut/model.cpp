@@ -85,6 +85,7 @@ void LutModel::attend(Step& step, size_t number) const {
                            .num_pe = static_cast<int32_t>(config_.positional_dim),
                            .accumulate = 1};
   call_kernel(info_.device, &Kernels::lut_decode, "lut_decode", nullptr, args);
+  if (block.shift) look_up(*block.shift, z, s, z, true);
 }
 
 // y = (accumulate: y +) the layer's outputs for x
@@ -98,6 +99,7 @@ void LutModel::look_up(const Block& block, const Tensor& x, LutStates& states, T
                             .numerics = block.layer->numerics(),
                             .accumulate = accumulate};
   call_kernel(info_.device, &Kernels::lut_fill_outputs, "lut_fill_outputs", nullptr, args);
+  if (block.shift) look_up(*block.shift, x, states, y, true);
 }
 
 Tensor LutModel::logits(Step& step) const {

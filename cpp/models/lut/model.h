@@ -15,6 +15,8 @@ struct Block {
   std::unique_ptr<Layer> layer;
   Tensor weights;   // as layer->weight_shape()
   Tensor pe_index;  // i32 [S - 1, Nt], attention with embeddings of distance
+  // With batch norm: its scale is in the weights, its constant is a table whose row 0 is always addressed.
+  std::unique_ptr<Block> shift;
 };
 
 struct LutWeights {

@@ -76,7 +76,7 @@ void XlstmModel::pack(Step& step) const {
     step.further += further;
     step.longest = std::max(step.longest, s.count);
     for (int64_t i = 0; i < s.count; ++i, ++row)
-      if (s.logits == Segment::Logits::all || (s.logits == Segment::Logits::last && i + 1 == s.count))
+      if (s.wants(i))
         rows[step.rows++] = row;
     step.states.processed(s.slot) = s.start + s.count;
   }

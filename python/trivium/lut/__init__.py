@@ -8,12 +8,14 @@
 ((5, 2), (5, 4), (8, 8, 2))
 """
 
+from .batch_norm import BatchNorm
 from .connectivity import Sampling, Targets
 from .layers import LUTLayer, LUTLayerBasic, RowGradient, SynapseMeta
 from .spatial import Conv2DLUTLayer, ProjectionLUTLayer
 from .transformer import LUTTransformer
 
 __all__ = [
+    "BatchNorm",
     "Conv2DLUTLayer",
     "LUTLayer",
     "LUTLayerBasic",

@@ -11,6 +11,7 @@ import numpy as np
 from .. import _core
 from .._core import InvalidArgument
 from . import connectivity
+from .batch_norm import BatchNorm
 from .layers import LUTLayer, LUTLayerBasic, SynapseMeta
 
 END_OF_TEXT = 256  # id of the end token, for vocabularies that have one beside the 256 bytes
@@ -21,6 +22,8 @@ class LUTTransformer:
 
     attention is sequential with num_heads * n_detectors tables, ffn and unembedder see positions one by one. The
     embedding is random and frozen. Every table starts at zero; train with cross-entropy through backward().
+    use_batch_norm normalises what attention and ffn give, after their dropout, over all positions of a batch; its
+    weights and biases are the caller's to update, as the embeddings of distances are.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class LUTTransformer:
         *,
         no_ffn: bool = False,
         dropout: float = 0.0,
+        use_batch_norm: bool = False,
         unified_pe: bool = False,
         synapse_meta: SynapseMeta | None = None,
         weights_gradient_policy: str = "dense",
@@ -70,6 +74,7 @@ class LUTTransformer:
             n_anchors_per_detector=n_anchors_per_detector,
             n_anchors_per_detector_attention=attention_anchors,
             no_ffn=no_ffn,
+            use_batch_norm=use_batch_norm,
             unified_pe=unified_pe,
             cmp_eps=cmp_eps,
         )
@@ -100,6 +105,9 @@ class LUTTransformer:
             for i in range(0 if no_ffn else num_layers)
         ]
         self.unembedder = layer(2 * num_layers + 1, n_anchors_per_detector, n_detectors, vocab_size)
+        norms = num_layers if use_batch_norm else 0
+        self.attention_norms = [BatchNorm(embedding_dim) for _ in range(norms)]
+        self.ffn_norms = [BatchNorm(embedding_dim) for _ in range(0 if no_ffn else norms)]
         self._masks: list[np.ndarray | None] = []
 
     def named_layers(self) -> dict[str, LUTLayerBasic]:
@@ -111,15 +119,25 @@ class LUTTransformer:
         layers["unembedder"] = self.unembedder
         return layers
 
+    def named_norms(self) -> dict[str, BatchNorm]:
+        """The batch norms, empty without use_batch_norm."""
+        norms = {f"layers.{i}.attention_norm": norm for i, norm in enumerate(self.attention_norms)}
+        return norms | {f"layers.{i}.ffn_norm": norm for i, norm in enumerate(self.ffn_norms)}
+
     def set_learning_rate_hook(self, hook: Callable[[Any], float] | None) -> None:
         for layer in self.named_layers().values():
             layer.set_learning_rate_hook(hook)
 
     def num_parameters(self) -> int:
-        return self.embedding.size + sum(
-            int(np.prod(layer.weight.shape))
-            + (int(np.prod(layer.native.pe_shape)) if layer.positional_dim else 0)
-            for layer in self.named_layers().values()
+        norms = sum(norm.weight.size + norm.bias.size for norm in self.named_norms().values())
+        return (
+            self.embedding.size
+            + norms
+            + sum(
+                int(np.prod(layer.weight.shape))
+                + (int(np.prod(layer.native.pe_shape)) if layer.positional_dim else 0)
+                for layer in self.named_layers().values()
+            )
         )
 
     def forward(self, tokens: Any, training: bool = True) -> np.ndarray:
@@ -133,20 +151,27 @@ class LUTTransformer:
         self._masks = []
         z = self.embedding[tokens]
         for i, attention in enumerate(self.attention):
-            z = z + self._drop(attention.forward(z, training), training)
+            z = z + self._normal(self.attention_norms, i, attention.forward(z, training), training)
             if self.ffn:
-                z = z + self._drop(self.ffn[i].forward(z, training), training)
+                z = z + self._normal(self.ffn_norms, i, self.ffn[i].forward(z, training), training)
         return self.unembedder.forward(z, training)
 
     __call__ = forward
 
     def backward(self, glogits: Any) -> None:
-        """Gradients of all tables and embeddings of distances, into their layers; internal layers update."""
+        """Gradients of all tables, embeddings of distances and norms, into their layers; internal layers update."""
         gz = self.unembedder.backward(glogits)
         for i in reversed(range(len(self.attention))):
             if self.ffn:
-                gz = gz + self.ffn[i].backward(self._undrop(gz))
-            gz = gz + self.attention[i].backward(self._undrop(gz))
+                gz = gz + self.ffn[i].backward(self._unnormal(self.ffn_norms, i, gz))
+            gz = gz + self.attention[i].backward(self._unnormal(self.attention_norms, i, gz))
+
+    def _normal(self, norms: list[BatchNorm], i: int, y: np.ndarray, training: bool) -> np.ndarray:
+        y = self._drop(y, training)
+        return norms[i].forward(y, training) if norms else y
+
+    def _unnormal(self, norms: list[BatchNorm], i: int, gy: np.ndarray) -> np.ndarray:
+        return self._undrop(norms[i].backward(gy) if norms else gy)
 
     def _drop(self, y: np.ndarray, training: bool) -> np.ndarray:
         mask = None
@@ -162,13 +187,13 @@ class LUTTransformer:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         state = {"embedding": self.embedding}
-        for name, layer in self.named_layers().items():
-            state |= {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+        for name, part in (self.named_layers() | self.named_norms()).items():
+            state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        layers = self.named_layers()
-        parts: dict[str, dict[str, Any]] = {name: {} for name in layers}
+        owners: dict[str, Any] = self.named_layers() | self.named_norms()
+        parts: dict[str, dict[str, Any]] = {name: {} for name in owners}
         for key, value in state.items():
             name, _, field = key.rpartition(".")
             if name not in parts and key != "embedding":
@@ -178,8 +203,8 @@ class LUTTransformer:
         embedding = np.array(state.get("embedding", np.zeros(0)), np.float32)
         if embedding.shape != self.embedding.shape:
             raise InvalidArgument(f"embedding is {embedding.shape}, expected {self.embedding.shape}")
-        for name, layer in layers.items():
-            layer.load_state_dict(parts[name])
+        for name, owner in owners.items():
+            owner.load_state_dict(parts[name])
         self.embedding = embedding
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -1,0 +1,57 @@
+"""What `make hardware` will run: its commands, and the LUT part of its measurements at a tiny size."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(*command):
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_dry_run_names_every_measurement():
+    run = script("scripts/hardware.py", "--dry-run", "--device", "cuda", "--parts", "build", "test", "bench")
+    assert run.returncode == 0, run.stderr
+    for part in ("trivium_gpu_kernels cuda:0", "bench/gpu.py", "bench/gpu_lut.py --device cuda:0"):
+        assert part in run.stdout
+    for name in run.stdout.split():
+        if name.startswith("tests/python/"):
+            assert (ROOT / name).exists(), name
+
+
+@pytest.mark.backend
+def test_the_lut_step_runs_at_a_tiny_size(backend):
+    run = script("bench/gpu_lut.py", "--device", backend, "--small", "--rounds", "2")
+    assert run.returncode == 0, run.stderr
+    assert "tried: forward_ms backward_ms layers_ms" in run.stdout
+    if backend.startswith("emu"):
+        assert "without the whole step" in run.stdout
+    else:
+        pytest.importorskip("torch")
+        assert run.stdout.rstrip().endswith("step_ms")
+
+
+def test_the_lut_step_counts_the_reference_model():
+    """lut.md 9.1 and 9.3: 812.7 M parameters; 4.06 M row reads and 520 MB a layer in one forward pass."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    import gpu_lut
+
+    c = gpu_lut.REFERENCE
+    attention = c["num_layers"] * c["num_heads"] * c["n_detectors"] * 2**16 * 32
+    pe = c["num_layers"] * 31 * 64 * 4
+    rows = c["num_layers"] * 16 * 2**10 * 32 + 16 * 2**10 * 256
+    assert attention + pe + rows + 256 * 32 == gpu_lut.PARAMETERS
+    one_layer = 128 * 496 * 64 * 32 * 4
+    assert abs(one_layer - 520e6) < 1e6
+    assert 30 * one_layer < gpu_lut.traffic_bytes(c, 128) < 30 * one_layer * 1.05
+
+
+@pytest.mark.parametrize("device", ["cpu", "emu32"])
+def test_the_lut_step_measures_gpus_alone(device):
+    run = script("bench/gpu_lut.py", "--device", device)
+    assert run.returncode != 0 and f"measures GPUs, not {device}" in run.stderr
