@@ -62,8 +62,8 @@ struct LinearArgs {  // y = x w^T + bias (+ y when accumulate), float32 accumula
 };
 
 // An 8-bit copy of a weight matrix and what it says about products with the original w [n, k]: in exact
-// arithmetic |x . w[r] - step[r] (x . rows[r])| <= |x| error[r], norms being Euclidean. error[r] also covers the
-// rounding of a float32 product; where it is +inf the copy says nothing about the row.
+// arithmetic |x . w[r] - step[r] (x . rows[r])| <= |x| error[r], norms being Euclidean. error[r] also covers
+// the rounding of a float32 product; where it is +inf the copy says nothing about the row.
 struct RowScreenView {
   const int8_t* rows;  // [n, stride]; zeros from column k on
   const float* step;   // [n]

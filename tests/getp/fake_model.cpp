@@ -133,8 +133,7 @@ Tensor FakeModel::forward(const Batch& batch, SequenceStates& base, const Cancel
       const int32_t token = batch.tokens[at++];
       require(token >= 0 && token < fake_.vocab_size, "token out of range");
       slot.hashes.push_back(mix(slot.hashes.empty() ? 7 : slot.hashes.back(), static_cast<uint64_t>(token)));
-      if (segment.wants(i))
-        rows.push_back(slot.hashes.back());
+      if (segment.wants(i)) rows.push_back(slot.hashes.back());
     }
   }
   require(at == batch.tokens.size(), "tokens left over");

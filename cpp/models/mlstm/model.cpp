@@ -76,8 +76,7 @@ void XlstmModel::pack(Step& step) const {
     step.further += further;
     step.longest = std::max(step.longest, s.count);
     for (int64_t i = 0; i < s.count; ++i, ++row)
-      if (s.wants(i))
-        rows[step.rows++] = row;
+      if (s.wants(i)) rows[step.rows++] = row;
     step.states.processed(s.slot) = s.start + s.count;
   }
 }

@@ -79,8 +79,7 @@ void MoeModel::pack(Step& step) const {
       ids[t] = step.batch.tokens[static_cast<size_t>(t)];
       slots[t] = s.slot;
       positions[t] = static_cast<int32_t>(s.start + i);
-      if (s.wants(i))
-        rows[step.rows++] = static_cast<int32_t>(t);
+      if (s.wants(i)) rows[step.rows++] = static_cast<int32_t>(t);
     }
   }
   for (; t < step.tokens; ++t) {

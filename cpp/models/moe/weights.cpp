@@ -111,8 +111,8 @@ LayerWeights openai_layer(WeightSource& s, const MoeConfig& c, int64_t layer) {
   return w;
 }
 
-// Smaller matrices stay in the cache. The bound on memory keeps a loaded model within a tenth (and some) of its
-// files.
+// Smaller matrices stay in the cache. The bound on memory keeps a loaded model within a tenth (and some) of
+// its files.
 constexpr int64_t kScreenedBytes = 8 << 20, kScreenAllowance = int64_t{200} << 20;
 
 bool screen_pays(const ops::Weight& w, int64_t file_bytes) {
