@@ -4,6 +4,8 @@
 #include <bit>
 #include <vector>
 
+#include "core/registry.h"
+
 namespace trivium {
 
 void check_batch(const Batch& batch, const StateOptions& options, int64_t vocab_size,
@@ -36,11 +38,60 @@ int64_t padded_batch(int64_t count) {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)));
 }
 
+int64_t pack_tokens(const Batch& batch, int64_t tokens, int padding_slot, const Tensor& staging) {
+  const int64_t width = staging.dim(1);
+  int32_t *ids = staging.data_as<int32_t>(), *slots = ids + width, *positions = slots + width,
+          *rows = positions + width;
+  int64_t t = 0, count = 0;
+  for (const Segment& s : batch.segments) {
+    for (int64_t i = 0; i < s.count; ++i, ++t) {
+      ids[t] = batch.tokens[static_cast<size_t>(t)];
+      slots[t] = s.slot;
+      positions[t] = static_cast<int32_t>(s.start + i);
+      if (s.wants(i))
+        rows[count++] = static_cast<int32_t>(t);
+    }
+  }
+  for (; t < tokens; ++t) {
+    ids[t] = positions[t] = 0;
+    slots[t] = padding_slot;
+  }
+  return count;
+}
+
+void copy_inputs(Stream* stream, const Tensor& staging, Tensor& inputs) {
+  if (!stream) return;
+  const Device device = stream->device();
+  const Status status =
+      runtime(device).copy(device.index, stream->handle(), inputs.data(), staging.data(), staging.nbytes());
+  if (status != Status::ok) throw_status(device.kind, status);
+}
+
 void DecodeGraphs::run(Stream& stream, int64_t tokens, const std::function<void()>& enqueue) {
   Entry& entry = by_tokens_[tokens];
   if (!Graph::supported(stream.device()) || !std::exchange(entry.ran, true)) return enqueue();
   if (!entry.graph) entry.graph = std::make_unique<Graph>(stream, enqueue);
   entry.graph->launch(stream);
+}
+
+Tensor run_step(Stream* stream, DecodeGraphs& graphs, bool decode, int64_t tokens, const Tensor& logits,
+                const std::function<Tensor()>& enqueue) {
+  if (!stream) return enqueue();
+  Tensor out;
+  try {
+    if (decode) {
+      graphs.run(*stream, tokens, [&] { enqueue(); });
+      out = logits.slice(0, tokens);
+    } else {
+      out = enqueue();
+    }
+  } catch (...) {
+    // What is queued still reads the staging memory, which the next step writes.
+    runtime(stream->device()).stream_synchronize(stream->handle());
+    throw;
+  }
+  stream->synchronize();
+  return out;
 }
 
 }  // namespace trivium

@@ -21,6 +21,13 @@ bool is_decode_step(const Batch& batch);
 // Tokens a decode step of `count` sequences has on a GPU: a graph is kept for each of these sizes.
 int64_t padded_batch(int64_t count);
 
+// Writes a step's integers to staging, i32 [4, T] on the host: ids, slots, positions, rows that need logits.
+// The tokens from the batch's on pad the step: id and position 0 of `padding_slot`. Returns the rows.
+int64_t pack_tokens(const Batch& batch, int64_t tokens, int padding_slot, const Tensor& staging);
+
+// Queues a copy from pinned memory to the device; without a stream both are one tensor.
+void copy_inputs(Stream* stream, const Tensor& staging, Tensor& inputs);
+
 // The decode steps of one set of states: the same kernels with the same arguments for every step of one
 // padded size, so that they are recorded once and launched together afterwards.
 class DecodeGraphs {
@@ -35,5 +42,10 @@ class DecodeGraphs {
   };
   std::map<int64_t, Entry> by_tokens_;
 };
+
+// Runs a step that `enqueue` puts on the stream (null on the CPU) and returns its logits once they are there.
+// A decode step runs as a graph and leaves them in the first rows of `logits`.
+Tensor run_step(Stream* stream, DecodeGraphs& graphs, bool decode, int64_t tokens, const Tensor& logits,
+                const std::function<Tensor()>& enqueue);
 
 }  // namespace trivium

@@ -85,6 +85,45 @@ TEST(LutModel, LogitsDoNotDependOnStepsBatchesOrDevice) {
   expect_same_bits(got_b, want_b, "second sequence");
 }
 
+// Five sequences in three padded sizes: 1, 2 and then 8 tokens a step, several of each.
+TEST(LutModel, ADecodeStepsBitsDoNotDependOnHowManySequencesDecode) {
+  const TempFolder folder;
+  write_folder(folder);
+  const auto a = tokens(15, 4);
+  const auto want = reference(folder, a);
+  const auto model = load(folder, test_device());
+  const auto states = model->make_states({.num_slots = 5, .max_length = 32, .max_step_tokens = 8});
+  for (int slot = 0; slot < 5; ++slot) ASSERT_TRUE(states->reserve(slot, 16));
+  std::vector<float> got;
+  for (int64_t at = 0; at < 15; ++at) {
+    const int count = at < 5 ? 1 : at < 10 ? 2 : 5;
+    std::vector<int32_t> ids;
+    std::vector<Segment> segments;
+    for (int slot = 0; slot < count; ++slot) {
+      // Slot 0 is the sequence; the others are somewhere else in texts of their own.
+      ids.push_back(slot == 0 ? a[static_cast<size_t>(at)] : static_cast<int32_t>((7 * at + slot) % kVocab));
+      segments.push_back({slot, at - (slot == 0 ? 0 : slot == 1 ? 5 : 10), 1, Segment::Logits::last});
+    }
+    const auto rows = run(*model, *states, ids, segments);
+    ASSERT_EQ(rows.size(), static_cast<size_t>(count * kVocab));
+    got.insert(got.end(), rows.begin(), rows.begin() + kVocab);
+  }
+  expect_same_bits(got, want, "slot 0");
+}
+
+TEST(LutModel, WithoutWeightsItPlansMemoryAndRefusesToRun) {
+  const TempFolder folder;
+  write_folder(folder);
+  LoadOptions options;
+  options.device = test_device();
+  const auto planned = describe_model(folder.file(""), options), model = load(folder, test_device());
+  const StateOptions some{.num_slots = 3, .max_length = 100, .max_step_tokens = 8};
+  EXPECT_EQ(planned->state_bytes(some), model->state_bytes(some));
+  const auto states = planned->make_states(some);
+  ASSERT_TRUE(states->reserve(0, 1));
+  expect_error([&] { run(*planned, *states, {1}, {{0, 0, 1}}); }, {"without weights"});
+}
+
 TEST(LutModel, ACopiedSlotGoesOnAlone) {
   const TempFolder folder;
   write_folder(folder);

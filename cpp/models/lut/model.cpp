@@ -7,12 +7,22 @@
 
 namespace trivium::lut {
 
-// One forward(): its inputs and the rows that need logits.
+// One forward(): views of the step's memory cut to its size.
 struct LutModel::Step {
-  const Batch& batch;
   LutStates& states;
-  int64_t tokens;
-  std::vector<int32_t> rows;
+  const CancelToken* cancel;
+  int64_t tokens;          // padding included
+  int64_t rows = 0;        // positions that need logits
+  bool every_row = false;  // all of them, in order
+
+  // Row `i` of the step's integers: 0 ids, 1 slots, 2 positions, 3 rows that need logits.
+  Tensor input(int i, int64_t count) const {
+    const Tensor& inputs = states.work.inputs;
+    return inputs.slice(i, i + 1).reshape({inputs.dim(1)}).slice(0, count);
+  }
+  void check() const {
+    if (cancel) cancel->check();
+  }
 };
 
 namespace {
@@ -21,14 +31,6 @@ void check_segment(const Segment& s, const LutStates& states) {
   TRIVIUM_CHECK(s.count >= 1 && s.start >= 0 && s.count <= states.reserved(s.slot) - s.start,
                 "forward: slot ", s.slot, " has room for ", states.reserved(s.slot), " positions, ", s.count,
                 " from ", s.start, " are needed");
-}
-
-// Host values to the start of a device tensor.
-void upload(const std::vector<int32_t>& values, Tensor& to) {
-  const Device device = to.device();
-  const Status s = runtime(device).copy(device.index, nullptr, to.data(), values.data(),
-                                        static_cast<int64_t>(values.size()) * 4);
-  if (s != Status::ok) throw_status(device.kind, s);
 }
 
 }  // namespace
@@ -40,7 +42,7 @@ LutModel::LutModel(LutConfig config, LutWeights weights, ModelInfo info,
 }
 
 int64_t LutModel::state_bytes(const StateOptions& options) const {
-  return LutStates::bytes_for(config_, options);
+  return LutStates::bytes_for(config_, options, info_.device);
 }
 
 std::unique_ptr<SequenceStates> LutModel::make_states(const StateOptions& options) const {
@@ -51,7 +53,7 @@ void LutModel::detect(const Block& block, const Tensor& x, LutStates& states) co
   const Layer& layer = *block.layer;
   const LutDetectArgs args{.x = x.data_as<float>(),
                            .anchors = layer.anchors().data_as<int32_t>(),
-                           .index = states.index.data_as<int32_t>(),
+                           .index = states.work.index.data_as<int32_t>(),
                            .min_delta = nullptr,
                            .min_index = nullptr,
                            .rows = x.dim(0),
@@ -59,21 +61,21 @@ void LutModel::detect(const Block& block, const Tensor& x, LutStates& states) co
                            .num_tables = layer.num_tables(),
                            .num_anchors = layer.num_anchors(),
                            .cmp_eps = layer.options().cmp_eps};
-  call_kernel(info_.device, &Kernels::lut_check_detectors, "lut_check_detectors", nullptr, args);
+  call_kernel(info_.device, &Kernels::lut_check_detectors, "lut_check_detectors", states.handle(), args);
 }
 
 // z += attention(z)
 void LutModel::attend(Step& step, size_t number) const {
   const Block& block = weights_.attention[number];
   LutStates& s = step.states;
-  Tensor z = s.z.slice(0, step.tokens);
+  Tensor z = s.work.z.slice(0, step.tokens);
   detect(block, z, s);
   const int64_t tables = block.layer->num_tables();
-  const int64_t layer_values = s.num_slots() * s.ring() * tables;
+  const int64_t layer_values = s.cache.dim(1) * s.ring() * tables;
   const LutDecodeArgs args{.table = block.layer->table(block.weights.data_as<float>()),
-                           .index = s.index.data_as<int32_t>(),
-                           .slots = s.slots.data_as<int32_t>(),
-                           .positions = s.positions.data_as<int32_t>(),
+                           .index = s.work.index.data_as<int32_t>(),
+                           .slots = step.input(1, step.tokens).data_as<int32_t>(),
+                           .positions = step.input(2, step.tokens).data_as<int32_t>(),
                            .pe_index = config_.positional_dim ? block.pe_index.data_as<int32_t>() : nullptr,
                            .cache = s.cache.data_as<int32_t>() + static_cast<int64_t>(number) * layer_values,
                            .y = z.data_as<float>(),
@@ -84,7 +86,7 @@ void LutModel::attend(Step& step, size_t number) const {
                            .num_anchors = static_cast<int32_t>(config_.attention_anchors),
                            .num_pe = static_cast<int32_t>(config_.positional_dim),
                            .accumulate = 1};
-  call_kernel(info_.device, &Kernels::lut_decode, "lut_decode", nullptr, args);
+  call_kernel(info_.device, &Kernels::lut_decode, "lut_decode", s.handle(), args);
   if (block.shift) look_up(*block.shift, z, s, z, true);
 }
 
@@ -93,36 +95,45 @@ void LutModel::look_up(const Block& block, const Tensor& x, LutStates& states, T
                        bool accumulate) const {
   detect(block, x, states);
   const LutForwardArgs args{.table = block.layer->table(block.weights.data_as<float>()),
-                            .index = states.index.data_as<int32_t>(),
+                            .index = states.work.index.data_as<int32_t>(),
                             .y = y.data_as<float>(),
                             .rows = x.dim(0),
                             .numerics = block.layer->numerics(),
                             .accumulate = accumulate};
-  call_kernel(info_.device, &Kernels::lut_fill_outputs, "lut_fill_outputs", nullptr, args);
+  call_kernel(info_.device, &Kernels::lut_fill_outputs, "lut_fill_outputs", states.handle(), args);
   if (block.shift) look_up(*block.shift, x, states, y, true);
 }
 
 Tensor LutModel::logits(Step& step) const {
-  LutStates& s = step.states;
-  const auto count = static_cast<int64_t>(step.rows.size());
-  if (!s.logits.data() || s.logits.dim(0) < count)
-    s.logits = Tensor::empty({std::max<int64_t>(count, s.num_slots()), config_.vocab_size}, Dtype::f32,
-                             info_.device);
-  Tensor out = s.logits.slice(0, count);
+  StepMemory& w = step.states.work;
+  const int64_t count = step.every_row ? step.tokens : step.rows;
+  if (count > w.logits.dim(0) && (!w.all_logits.data() || w.all_logits.dim(0) < count))
+    w.all_logits = Tensor::empty({count, config_.vocab_size}, Dtype::f32, info_.device);
+  Tensor out = (count > w.logits.dim(0) ? w.all_logits : w.logits).slice(0, count);
   if (count == 0) return out;
-  // The rows asked for, picked as embeddings are.
-  upload(step.rows, s.ids);
-  Tensor rows = s.gathered.slice(0, count);
-  const EmbeddingArgs pick{.ids = s.ids.data_as<int32_t>(),
-                           .table = s.z.data(),
-                           .y = rows.data_as<float>(),
-                           .tokens = count,
-                           .vocab = step.tokens,
-                           .dim = config_.embedding_dim,
-                           .table_dtype = Dtype::f32};
-  call_kernel(info_.device, &Kernels::embedding, "embedding", nullptr, pick);
-  look_up(weights_.unembedder, rows, s, out, false);
+  Tensor rows = w.z.slice(0, step.tokens);
+  if (!step.every_row) {
+    Tensor chosen = w.chosen.slice(0, count);
+    ops::embedding(step.states.stream.get(), step.input(3, count), rows, chosen);
+    rows = chosen;
+  }
+  look_up(weights_.unembedder, rows, step.states, out, false);
   return out;
+}
+
+// Puts the whole step on the stream; on the CPU runs it.
+Tensor LutModel::enqueue(Step& step) const {
+  LutStates& s = step.states;
+  copy_inputs(s.stream.get(), s.work.staging, s.work.inputs);
+  Tensor z = s.work.z.slice(0, step.tokens);
+  ops::embedding(s.stream.get(), step.input(0, step.tokens), weights_.embedding, z);
+  for (size_t l = 0; l < weights_.attention.size(); ++l) {
+    step.check();
+    attend(step, l);
+    if (!weights_.ffn.empty()) look_up(weights_.ffn[l], z, s, z, true);
+  }
+  step.check();
+  return logits(step);
 }
 
 Tensor LutModel::forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) {
@@ -130,29 +141,15 @@ Tensor LutModel::forward(const Batch& batch, SequenceStates& states, const Cance
   TRIVIUM_CHECK(own, "forward: the states belong to another kind of model");
   TRIVIUM_CHECK(weights_.archive, "forward: the model was loaded without weights");
   check_batch(batch, own->options(), config_.vocab_size, [&](const Segment& s) { check_segment(s, *own); });
-  Step step{batch, *own, static_cast<int64_t>(batch.tokens.size()), {}};
+  Step step{*own, cancel, static_cast<int64_t>(batch.tokens.size())};
   if (step.tokens == 0) return logits(step);
-  std::vector<int32_t> slots, positions;
-  for (const Segment& s : batch.segments)
-    for (int64_t i = 0; i < s.count; ++i) {
-      if (s.wants(i)) step.rows.push_back(static_cast<int32_t>(slots.size()));
-      slots.push_back(s.slot);
-      positions.push_back(static_cast<int32_t>(s.start + i));
-    }
-  upload({batch.tokens.begin(), batch.tokens.end()}, own->ids);
-  upload(slots, own->slots);
-  upload(positions, own->positions);
-  Tensor z = own->z.slice(0, step.tokens);
-  ops::embedding(nullptr, own->ids.slice(0, step.tokens), weights_.embedding, z);
-  for (size_t l = 0; l < weights_.attention.size(); ++l) {
-    if (cancel) cancel->check();
-    attend(step, l);
-    if (!weights_.ffn.empty()) look_up(weights_.ffn[l], z, *own, z, true);
-  }
-  if (cancel) cancel->check();
-  Tensor out = logits(step);
+  step.every_row = is_decode_step(batch);
+  if (own->stream && step.every_row) step.tokens = padded_batch(step.tokens);
+  step.rows = pack_tokens(batch, step.tokens, own->num_slots(), own->work.staging);
+  const Tensor out = run_step(own->stream.get(), own->graphs, step.every_row, step.tokens, own->work.logits,
+                              [&] { return enqueue(step); });
   weights_.archive->check_readable();  // else zeros stood where weights are gone
-  return out;
+  return out.slice(0, step.rows);
 }
 
 void LutModel::warm_up() {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "models/lut/config.h"
-#include "models/model.h"
+#include "models/step.h"
 #include "ops/lut.h"
 
 namespace trivium::lut {
@@ -26,31 +26,44 @@ struct LutWeights {
   std::shared_ptr<const io::TensorArchive> archive;  // keeps the mapping
 };
 
-// Indices of the last positions of every slot, and the memory of one step.
+// Memory of one forward(), allocated once. T = max_step_tokens, on a GPU at least the largest padded batch.
+struct StepMemory {
+  StepMemory(const LutConfig& config, const StateOptions& options, Device device);
+  static int64_t bytes(const LutConfig& config, const StateOptions& options, Device device);
+
+  Tensor staging;     // i32 [4, T], host: ids, slots, positions, rows that need logits
+  Tensor inputs;      // the same where kernels read it
+  Tensor z, chosen;   // f32 [T, E]: the residual stream, rows of it that need logits
+  Tensor index;       // i32 [T, most tables of a layer]
+  Tensor logits;      // f32 [num_slots, V], on a GPU the padded batch
+  Tensor all_logits;  // f32 [rows asked for, V] when they are more, made then
+};
+
+// Indices of the last positions of every slot, on a GPU of one slot more, for the tokens that pad a step.
 class LutStates : public SequenceStates {
  public:
   LutStates(const LutConfig& config, const StateOptions& options, Device device);
-  static int64_t bytes_for(const LutConfig& config, const StateOptions& options);
+  static int64_t bytes_for(const LutConfig& config, const StateOptions& options, Device device);
   bool reserve(int slot, int64_t length) override;
   void release(int slot) override;
   bool copy(int from, int to) override;
-  int64_t bytes() const override;
+  int64_t bytes() const override { return bytes_; }
   int num_slots() const override { return options_.num_slots; }
   bool can_ever_hold(int64_t length) const override { return length <= options_.max_length; }
   void touch() override;
 
   int64_t reserved(int slot) const { return length_[static_cast<size_t>(slot)]; }
   const StateOptions& options() const { return options_; }
-  int64_t ring() const { return ring_; }
-  Tensor cache;                  // i32 [layers, slots, ring, attention tables]
-  Tensor ids, slots, positions;  // i32 [T], T = max_step_tokens
-  Tensor z, gathered;            // f32 [T, E]
-  Tensor index;                  // i32 [T, most tables of a layer]
-  Tensor logits;                 // f32 [rows asked for, V], grown when more are asked for
+  int64_t ring() const { return cache.dim(2); }
+  StreamHandle* handle() const { return stream ? stream->handle() : nullptr; }
+  std::unique_ptr<Stream> stream;  // null on the CPU
+  Tensor cache;                    // i32 [layers, slots, ring, attention tables]
+  StepMemory work;
+  DecodeGraphs graphs;
 
  private:
   StateOptions options_;
-  int64_t ring_;
+  int64_t bytes_;
   std::vector<int64_t> length_;  // by slot: positions reserved
 };
 
@@ -74,6 +87,7 @@ class LutModel : public Model {
   void attend(Step& step, size_t layer) const;
   void look_up(const Block& block, const Tensor& x, LutStates& states, Tensor& y, bool accumulate) const;
   Tensor logits(Step& step) const;
+  Tensor enqueue(Step& step) const;
 
   LutConfig config_;
   LutWeights weights_;

@@ -1,42 +1,73 @@
 #include <algorithm>
 
+#include "core/registry.h"
 #include "models/lut/model.h"
 
 namespace trivium::lut {
 
 namespace {
 
-int64_t ring_of(const LutConfig& c, const StateOptions& o) {
-  // All rows of a step enter the ring before the first of them is read.
-  return c.context_size - 1 + std::max<int64_t>(o.max_step_tokens, 1);
+// On a GPU the largest step of one token a slot, padding included.
+int64_t largest_batch(const StateOptions& o, Device device) {
+  return is_gpu(device.kind) ? padded_batch(o.num_slots) : o.num_slots;
 }
 
-void copy_bytes(Device device, void* to, const void* from, int64_t bytes) {
-  if (const Status s = runtime(device).copy(device.index, nullptr, to, from, bytes); s != Status::ok)
-    throw_status(device.kind, s);
+int64_t largest_step(const StateOptions& o, Device device) {
+  return std::max<int64_t>(o.max_step_tokens, is_gpu(device.kind) ? largest_batch(o, device) : 1);
+}
+
+Shape cache_shape(const LutConfig& c, const StateOptions& o, Device device) {
+  // All rows of a step enter the ring before the first of them is read.
+  return {c.num_layers, o.num_slots + (is_gpu(device.kind) ? 1 : 0),
+          c.context_size - 1 + largest_step(o, device), c.num_heads * c.num_tables};
+}
+
+struct Buffer {
+  Tensor StepMemory::*tensor;
+  Shape shape;
+  Dtype dtype;
+};
+
+std::vector<Buffer> buffers(const LutConfig& c, const StateOptions& o, Device device) {
+  const int64_t T = largest_step(o, device);
+  using M = StepMemory;
+  return {{&M::inputs, {4, T}, Dtype::i32},
+          {&M::z, {T, c.embedding_dim}, Dtype::f32},
+          {&M::chosen, {T, c.embedding_dim}, Dtype::f32},
+          {&M::index, {T, c.num_heads * c.num_tables}, Dtype::i32},
+          {&M::logits, {largest_batch(o, device), c.vocab_size}, Dtype::f32}};
+}
+
+const StateOptions& checked(const StateOptions& options) {
+  TRIVIUM_CHECK(options.num_slots >= 1 && options.max_length >= 1 && options.max_step_tokens >= 1,
+                "states: ", options.num_slots, " slots of ", options.max_length, " positions in steps of ",
+                options.max_step_tokens, " tokens, expected at least 1 of each");
+  return options;
 }
 
 }  // namespace
 
-LutStates::LutStates(const LutConfig& c, const StateOptions& options, Device device)
-    : options_(options), ring_(ring_of(c, options)), length_(static_cast<size_t>(options.num_slots), 0) {
-  TRIVIUM_CHECK(options.num_slots >= 1 && options.max_length >= 1 && options.max_step_tokens >= 1,
-                "states: ", options.num_slots, " slots of ", options.max_length, " positions in steps of ",
-                options.max_step_tokens, " tokens, expected at least 1 of each");
-  const int64_t T = options.max_step_tokens, heads = c.num_heads * c.num_tables;
-  cache = Tensor::zeros({c.num_layers, options.num_slots, ring_, heads}, Dtype::i32, device);
-  ids = Tensor::empty({T}, Dtype::i32, device);
-  slots = Tensor::empty({T}, Dtype::i32, device);
-  positions = Tensor::empty({T}, Dtype::i32, device);
-  z = Tensor::empty({T, c.embedding_dim}, Dtype::f32, device);
-  gathered = Tensor::empty({T, c.embedding_dim}, Dtype::f32, device);
-  index = Tensor::empty({T, heads}, Dtype::i32, device);
+StepMemory::StepMemory(const LutConfig& c, const StateOptions& o, Device device) {
+  for (const Buffer& b : buffers(c, o, device)) this->*b.tensor = Tensor::empty(b.shape, b.dtype, device);
+  staging = is_gpu(device.kind) ? Tensor::pinned(inputs.shape(), Dtype::i32, device) : inputs;
 }
 
-int64_t LutStates::bytes_for(const LutConfig& c, const StateOptions& o) {
-  const int64_t heads = c.num_heads * c.num_tables;
-  return 4 * (c.num_layers * o.num_slots * ring_of(c, o) * heads +
-              o.max_step_tokens * (3 + 2 * c.embedding_dim + heads) + o.num_slots * c.vocab_size);
+int64_t StepMemory::bytes(const LutConfig& c, const StateOptions& o, Device device) {
+  int64_t sum = 0;
+  for (const Buffer& b : buffers(c, o, device)) sum += b.shape.numel() * size_of(b.dtype);
+  return sum;
+}
+
+LutStates::LutStates(const LutConfig& c, const StateOptions& options, Device device)
+    : stream(is_gpu(device.kind) ? std::make_unique<Stream>(device) : nullptr),
+      cache(Tensor::zeros(cache_shape(c, checked(options), device), Dtype::i32, device)),
+      work(c, options, device),
+      options_(options),
+      bytes_(bytes_for(c, options, device)),
+      length_(static_cast<size_t>(options.num_slots), 0) {}
+
+int64_t LutStates::bytes_for(const LutConfig& c, const StateOptions& o, Device device) {
+  return cache_shape(c, o, device).numel() * size_of(Dtype::i32) + StepMemory::bytes(c, o, device);
 }
 
 bool LutStates::reserve(int slot, int64_t length) {
@@ -56,19 +87,17 @@ bool LutStates::copy(int from, int to) {
   TRIVIUM_CHECK(from != to, "states: slot ", from, " copied onto itself");
   release(to);
   reserve(to, reserved(from));
-  const int64_t slot_values = ring_ * cache.dim(3);
+  const int64_t slots = cache.dim(1), slot_values = ring() * cache.dim(3);
   int32_t* values = cache.data_as<int32_t>();
-  for (int64_t l = 0; l < cache.dim(0); ++l)
-    copy_bytes(cache.device(), values + (l * options_.num_slots + to) * slot_values,
-               values + (l * options_.num_slots + from) * slot_values, slot_values * 4);
+  const Device device = cache.device();
+  for (int64_t l = 0; l < cache.dim(0); ++l) {
+    const Status status =
+        runtime(device).copy(device.index, handle(), values + (l * slots + to) * slot_values,
+                             values + (l * slots + from) * slot_values, slot_values * 4);
+    if (status != Status::ok) throw_status(device.kind, status);
+  }
+  if (stream) stream->synchronize();
   return true;
-}
-
-int64_t LutStates::bytes() const {
-  int64_t sum = 0;
-  for (const Tensor* t : {&cache, &ids, &slots, &positions, &z, &gathered, &index, &logits})
-    sum += t->nbytes();
-  return sum;
 }
 
 void LutStates::touch() {}  // the cache was zeroed when it was made

@@ -193,12 +193,7 @@ Tensor XlstmModel::logits(Step& step) const {
 // Puts the whole step on the stream; on the CPU runs it.
 Tensor XlstmModel::enqueue(Step& step) const {
   Workspace& w = step.states.work;
-  if (step.stream()) {
-    const Status status =
-        runtime(info_.device)
-            .copy(info_.device.index, step.handle(), w.inputs.data(), w.staging.data(), w.staging.nbytes());
-    if (status != Status::ok) throw_status(info_.device.kind, status);
-  }
+  copy_inputs(step.stream(), w.staging, w.inputs);
   Tensor x = step.cut(w.x);
   ops::embedding(step.stream(), step.input(0, step.tokens), weights_.embedding, x);
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
@@ -220,23 +215,10 @@ Tensor XlstmModel::forward(const Batch& batch, SequenceStates& states, const Can
   Step step{batch, *own, cancel, count, static_cast<int64_t>(batch.segments.size())};
   if (count == 0) return logits(step);
   step.every_row = is_decode_step(batch);
-  const bool gpu = step.stream() != nullptr;
-  if (gpu && step.every_row) step.tokens = step.segments = padded_batch(count);
+  if (step.stream() && step.every_row) step.tokens = step.segments = padded_batch(count);
   pack(step);
-  Tensor out;
-  try {
-    if (gpu && step.every_row) {
-      own->graphs.run(*own->stream, step.tokens, [&] { enqueue(step); });
-      out = own->work.logits.slice(0, step.tokens);
-    } else {
-      out = enqueue(step);
-    }
-  } catch (...) {
-    // What is queued still reads the staging memory, which the next step writes.
-    if (gpu) runtime(info_.device).stream_synchronize(step.handle());
-    throw;
-  }
-  if (gpu) own->stream->synchronize();
+  const Tensor out = run_step(step.stream(), own->graphs, step.every_row, step.tokens, own->work.logits,
+                              [&] { return enqueue(step); });
   if (weights_.archive) weights_.archive->check_readable();  // else zeros stood where weights are gone
   return out.slice(0, step.rows);
 }

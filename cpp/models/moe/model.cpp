@@ -10,7 +10,6 @@ namespace trivium::moe {
 
 // One forward(): views of the workspace cut to the step's size.
 struct MoeModel::Step {
-  const Batch& batch;
   MoeStates& states;
   const CancelToken* cancel;
   int64_t tokens;          // padding included
@@ -67,35 +66,9 @@ std::unique_ptr<SequenceStates> MoeModel::make_states(const StateOptions& option
   return states;
 }
 
-// Writes the step's integers to host memory; padding tokens have a slot and a page of their own.
-void MoeModel::pack(Step& step) const {
-  Tensor& staging = step.states.work.staging;
-  const int64_t width = staging.dim(1);
-  int32_t *ids = staging.data_as<int32_t>(), *slots = ids + width, *positions = slots + width,
-          *rows = positions + width;
-  int64_t t = 0;
-  for (const Segment& s : step.batch.segments) {
-    for (int64_t i = 0; i < s.count; ++i, ++t) {
-      ids[t] = step.batch.tokens[static_cast<size_t>(t)];
-      slots[t] = s.slot;
-      positions[t] = static_cast<int32_t>(s.start + i);
-      if (s.wants(i)) rows[step.rows++] = static_cast<int32_t>(t);
-    }
-  }
-  for (; t < step.tokens; ++t) {
-    ids[t] = positions[t] = 0;
-    slots[t] = step.states.num_slots();
-  }
-}
-
 void MoeModel::embed(Step& step) const {
   Workspace& w = step.states.work;
-  if (step.stream()) {
-    const Status status =
-        runtime(info_.device)
-            .copy(info_.device.index, step.handle(), w.inputs.data(), w.staging.data(), w.staging.nbytes());
-    if (status != Status::ok) throw_status(info_.device.kind, status);
-  }
+  copy_inputs(step.stream(), w.staging, w.inputs);
   Tensor x = step.cut(w.x);
   ops::embedding(step.stream(), step.input(0, step.tokens), weights_.embedding, x);
   const RopeTableArgs args{.positions = step.positions(),
@@ -258,7 +231,7 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   check_batch(batch, own->options(), config_.vocab_size,
               [&](const Segment& s) { check_segment(s, *own, config_); });
   const auto count = static_cast<int64_t>(batch.tokens.size());
-  Step step{batch, *own, cancel, count};
+  Step step{*own, cancel, count};
   if (count == 0) return logits(step);
   step.every_row = is_decode_step(batch);
   step.greedy = std::all_of(batch.segments.begin(), batch.segments.end(), [](const Segment& s) {
@@ -266,22 +239,10 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   });
   const bool gpu = step.stream() != nullptr;
   if (gpu && step.every_row) step.tokens = padded_batch(count);
-  pack(step);
+  step.rows = pack_tokens(batch, step.tokens, own->num_slots(), own->work.staging);
   if (gpu) own->upload_tables();
-  Tensor out;
-  try {
-    if (gpu && step.every_row) {
-      own->graphs.run(*own->stream, step.tokens, [&] { enqueue(step); });
-      out = own->work.logits.slice(0, step.tokens);
-    } else {
-      out = enqueue(step);
-    }
-  } catch (...) {
-    // What is queued still reads the staging memory, which the next step writes.
-    if (gpu) runtime(info_.device).stream_synchronize(step.handle());
-    throw;
-  }
-  if (gpu) own->stream->synchronize();
+  const Tensor out = run_step(step.stream(), own->graphs, step.every_row, step.tokens, own->work.logits,
+                              [&] { return enqueue(step); });
   if (weights_.archive) weights_.archive->check_readable();  // else zeros stood where weights are gone
   return out.slice(0, step.rows);
 }

@@ -21,7 +21,6 @@ class MoeModel : public Model {
 
  private:
   struct Step;
-  void pack(Step& step) const;
   void embed(Step& step) const;
   void attention_layer(Step& step, int64_t layer) const;
   void moe_layer(Step& step, int64_t layer) const;
