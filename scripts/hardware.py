@@ -34,6 +34,7 @@ PYTEST_FILES = (
     "lut",
     "lut_model",
     "lut_properties",
+    "lut_large",
     "torch_lut",
     "lut_batch_norm",
     "hardware",

@@ -167,9 +167,10 @@ TRIVIUM_INLINE void plan_pairs(const LutSequence& s, const PairTask& task, const
     prefetch_row(table + (p.cell[p.with_pe[n]] ^ p.pe_bit[p.with_pe[n]]) * outputs, outputs);
 }
 
-// Dot products of gy with the rows row_at(k), k < count, into dots; zeros up to whole vectors.
-template <class RowAt>
-TRIVIUM_INLINE void block_dots(int count, const float* gy, int64_t outputs, float* dots,
+// Dot products of gy with the rows row_at(k), k < count, into dots; zeros up to whole vectors. `outputs` is a
+// number, or a constant for rows of one length.
+template <class Outputs, class RowAt>
+TRIVIUM_INLINE void block_dots(int count, const float* gy, Outputs outputs, float* dots,
                                const RowAt& row_at) {
   for (int k0 = 0; k0 < count; k0 += kLanes) {
     FloatLanes parts[kLanes];
@@ -195,7 +196,8 @@ TRIVIUM_INLINE FloatLanes delta_lanes(const float* difference, const int32_t* ce
 }
 
 // What flips of embeddings give to the sums of their distances; main: dot products with the addressed rows.
-TRIVIUM_INLINE void add_pe_flips(const PairTask& task, const float* table, const float* gy, int64_t outputs,
+template <class Outputs>
+TRIVIUM_INLINE void add_pe_flips(const PairTask& task, const float* table, const float* gy, Outputs outputs,
                                  int64_t i0, int64_t j, const PairBlock& p, const float* main) {
   alignas(64) float u[kPairBlock] = {}, some[kPairBlock] = {}, other[kPairBlock], delta[kPairBlock];
   alignas(64) int32_t cell[kPairBlock] = {}, bit[kPairBlock] = {};
@@ -212,7 +214,8 @@ TRIVIUM_INLINE void add_pe_flips(const PairTask& task, const float* table, const
 }
 
 // lut::PairSums::add for a block, in the same order; returns the flips of position j.
-TRIVIUM_INLINE float add_pairs(const PairTask& task, const float* table, const float* gy, int64_t outputs,
+template <class Outputs>
+TRIVIUM_INLINE float add_pairs(const PairTask& task, const float* table, const float* gy, Outputs outputs,
                                int64_t i0, int64_t j, float later, const PairBlock& p) {
   alignas(64) float main[kPairBlock], other[kPairBlock], flips[kPairBlock];
   block_dots(
@@ -262,7 +265,9 @@ void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
     for (int n = 0; at.j < s.length; at.next(), n = n < kBlocksAhead ? n + 1 : 0) {
       plan(blocks[n ? n - 1 : kBlocksAhead]);
       const float* gy = a.gy + (b * s.length + at.j) * w.outputs;
-      later = add_pairs(task, table, gy, w.outputs, at.i0, at.j, later, blocks[n]);
+      constexpr std::integral_constant<int64_t, lut::kPartials> kShort;
+      later = w.outputs == kShort ? add_pairs(task, table, gy, kShort, at.i0, at.j, later, blocks[n])
+                                  : add_pairs(task, table, gy, w.outputs, at.i0, at.j, later, blocks[n]);
       if (at.i0 + kPairBlock >= at.j) task.x.sum[at.j] = later, later = 0;
     }
     for (int64_t i = 0; i < s.length; ++i)
@@ -274,23 +279,31 @@ void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
 }
 
 // The positions (b, j) of table t whose index lies in [q0, q1), those of one index together, each run in
-// order: the rows of a later position's index lie together, and are in a cache when they are written.
+// order: the rows of a later position's index lie together, and are in a cache when they are written. `keys`
+// are the address bits of earlier positions, `pe` those of distances from the longest to the shortest.
 struct PositionsByIndex {
   int32_t *ends, *order;  // of index q0 + n: order[ends[n - 1] .. ends[n])
+  int32_t *keys, *pe;     // [batch * length], [length - 1]
 
   PositionsByIndex(const LutSequence& s, int64_t num_tables, int64_t t, int64_t q0, int64_t q1) {
     const int64_t rows = s.batch * s.length, count = q1 - q0;
-    ends = static_cast<int32_t*>(thread_scratch((count + 1 + rows) * 4)) + 1;
+    ends = static_cast<int32_t*>(thread_scratch((count + 1 + 2 * rows + s.length) * 4)) + 1;
     order = ends + count;
+    keys = order + rows;
+    pe = keys + rows;
     fill_zero(ends - 1, count + 1);
-    const auto index = [&](int64_t row) { return s.index[row * num_tables + t] - q0; };
+    for (int64_t row = 0; row < rows; ++row) keys[row] = s.index[row * num_tables + t];
+    for (int64_t d = 1; d < s.length; ++d)
+      pe[s.length - 1 - d] = s.num_pe ? s.pe_index[(d - 1) * num_tables + t] : 0;
+    const auto owned = [&](int64_t row) { return q0 <= keys[row] && keys[row] < q1; };
     for (int64_t row = 0; row < rows; ++row)
-      if (const int64_t n = index(row); 0 <= n && n < count) ++ends[n];
+      if (owned(row)) ++ends[keys[row] - q0];
     for (int64_t n = 0; n < count; ++n) ends[n] += ends[n - 1];
     // Starts move to the ends while positions are placed.
     for (int64_t n = count - 1; n >= 0; --n) ends[n] = ends[n - 1];
     for (int64_t row = 0; row < rows; ++row)
-      if (const int64_t n = index(row); 0 <= n && n < count) order[ends[n]++] = static_cast<int32_t>(row);
+      if (owned(row)) order[ends[keys[row] - q0]++] = static_cast<int32_t>(row);
+    for (int64_t row = 0; row < rows; ++row) keys[row] <<= s.num_pe;
   }
 };
 
@@ -324,8 +337,10 @@ void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
       for (; n < positions.ends[q - q0]; ++n) {
         const int64_t row = positions.order[n], b = row / s.length, j = row % s.length;
         const float* g = scaled.values + row * w.outputs;
+        const int32_t *keys = positions.keys + b * s.length, *pe = positions.pe + s.length - 1 - j;
+        const int64_t first = t * w.cells + (q << shift);
         const auto out_of = [&](int64_t i) __attribute__((always_inline)) {
-          const int64_t cell = t * w.cells + lut::cell_at(s, w.num_tables, b, i, j, t);
+          const int64_t cell = first + (keys[i] | pe[i]);
           return target.out + (target.row_offset ? target.row_offset[cell] : cell * w.outputs);
         };
         if (target.sgd)

@@ -148,6 +148,36 @@ TEST(LutErrors, BackwardArguments) {
   expect_error([&] { c.forward(true, true); }, {"staged", "float mode"});
 }
 
+TEST(LutErrors, TensorsThatDoNotLieInOrderAreRefused) {
+  LutCase c(rows_layer(5, 3, 2, 4), 2, 1);
+  const auto forward = c.forward();
+  const Device device = test_device();
+  const auto strided = [&](const Shape& shape) {
+    const Tensor twice = Tensor::zeros({2 * shape.numel()}, Dtype::f32, device);
+    std::vector<int64_t> strides(static_cast<size_t>(shape.rank()), 2);
+    for (int i = shape.rank() - 2; i >= 0; --i)
+      strides[static_cast<size_t>(i)] = strides[static_cast<size_t>(i + 1)] * shape[i + 1];
+    return Tensor::wrap(twice.data(), shape, Dtype::f32, device, twice.owner(), strides);
+  };
+  const Tensor gw = strided({3, 4, 4}), x = strided({2, 5}), w = strided({3, 4, 4});
+  expect_error([&] { c.backward(forward.saved, {.gw = gw}); }, {"gw", "contiguous"});
+  expect_error([&] { lut::forward(*c.layer, c.weights(), x, {}, true, *c.work); }, {"x", "contiguous"});
+  expect_error([&] { lut::forward(*c.layer, w, c.x.to(device), {}, true, *c.work); },
+               {"weight", "contiguous"});
+}
+
+TEST(LutErrors, SavedTensorsOfOtherLengthsAreRefused) {
+  LutCase c(sequence_layer(5, 3, 2, 2, 4, 6), 2, 1);
+  auto saved = c.forward().saved;
+  saved.length = 7;
+  expect_error([&] { c.backward(saved); }, {"sequences of 7", "1 to 6"});
+  saved.length = 5;
+  expect_error([&] { c.backward(saved); }, {"saved tensor is [2, 6, 3]", "30 elements"});
+  saved.length = 6;
+  c.gy = Tensor::zeros({2, 5, 4}, Dtype::f32);
+  expect_error([&] { c.backward(saved); }, {"gy is [2, 5, 4]", "[2, 6, 4]"});
+}
+
 TEST(LutErrors, DecodeArguments) {
   const LutCase c(sequence_layer(5, 3, 2, 0, 4, 6), 2, 1);
   expect_error([&] { lut::make_cache(*c.layer, 0); }, {"slots is 0"});
@@ -165,37 +195,6 @@ TEST(LutErrors, DecodeArguments) {
   expect_error(call(1, {0}, {-1}), {"positions[0] is -1"});
   expect_error(call(2, {0}, {0, 1}), {"slots is [1]", "[2]"});
   expect_error(call(3, {0, 0, 0}, {0, 1, 2}), {"3 rows", "made for 2"});
-}
-
-TEST(LutErrors, TablesBeyondTwoToTheThirtyOneElementsAreAddressed) {
-  // Only the pages that are touched are backed by memory: 9 GB of address space.
-  if (is_gpu(test_device().kind)) GTEST_SKIP() << "reserves address space without memory: the cpu alone can";
-  lut::LayerOptions o = rows_layer(8, 3, 20, 700);
-  const lut::Layer layer(o, test_device());
-  const int64_t count = layer.weight_shape().numel();
-  ASSERT_GT(count, int64_t{1} << 31);
-  char* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(count * 4)));
-  if (!memory) GTEST_SKIP() << "no address space for " << (count >> 28) << " GiB";
-  const Tensor w = Tensor::wrap(memory, layer.weight_shape(), Dtype::f32, Device{},
-                                std::shared_ptr<void>(memory, [](void* p) { std::free(p); }));
-  lut::Workspace work(test_device());
-  const Tensor x = random_normal({2, 8}, 1);
-  const auto first = lut::forward(layer, w, x, {}, true, work);
-  const auto index = values_of<int32_t>(first.saved.index);
-  for (int64_t b = 0; b < 2; ++b)
-    for (int64_t t = 0; t < 3; ++t)
-      w.data_as<float>()[(t * layer.cells() + index[static_cast<size_t>(b * 3 + t)]) * 700 + 699] =
-          static_cast<float>(1 << (3 * b + t));
-  const auto y = values_of<float>(lut::forward(layer, w, x, {}, true, work).y);
-  EXPECT_EQ(y[699], 7);
-  EXPECT_EQ(y[1399], 56);
-  Tensor gy = Tensor::zeros({2, 700}, Dtype::f32);
-  gy.data_as<float>()[699] = gy.data_as<float>()[1399] = 1;
-  const auto g = lut::backward(layer, w, gy, first.saved, {.policy = lut::WeightPolicy::rows}, work);
-  EXPECT_EQ(values_of<int64_t>(g.rows).size(), 6u);
-  EXPECT_EQ(inner(g.gw, g.gw), 6);
-  lut::backward(layer, w, gy, first.saved, {.policy = lut::WeightPolicy::internal, .eta = 1}, work);
-  EXPECT_EQ(values_of<float>(lut::forward(layer, w, x, {}, true, work).y)[699], 4);
 }
 
 }  // namespace

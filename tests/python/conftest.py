@@ -18,6 +18,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "backend: runs on the device that --backend names")
+    config.addinivalue_line("markers", "slow: large sizes; leave out with -m 'not slow'")
     backend = config.getoption("--backend")
     if backend == "cpu":
         return
