@@ -48,8 +48,7 @@ int64_t pack_tokens(const Batch& batch, int64_t tokens, int padding_slot, const 
       ids[t] = batch.tokens[static_cast<size_t>(t)];
       slots[t] = s.slot;
       positions[t] = static_cast<int32_t>(s.start + i);
-      if (s.wants(i))
-        rows[count++] = static_cast<int32_t>(t);
+      if (s.wants(i)) rows[count++] = static_cast<int32_t>(t);
     }
   }
   for (; t < tokens; ++t) {
