@@ -20,10 +20,14 @@ TRIVIUM_INLINE void fill_zero(T* to, int64_t count) {
   __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(T));
 }
 
+// Not at the start of a line: a row then ends in a line more.
+TRIVIUM_INLINE bool is_split(const float* row) { return reinterpret_cast<uintptr_t>(row) % 64 != 0; }
+
 // Rows come from memory, and a core has several times more places for lines on their way to its second cache
 // than to its first.
 TRIVIUM_INLINE void prefetch_row(const float* row, int64_t count) {
   for (int64_t k = 0; k < count; k += 16) __builtin_prefetch(row + k, 0, 2);
+  if (is_split(row)) __builtin_prefetch(row + count - 1, 0, 2);
 }
 
 // fn(k, n) for whole vectors, then for the tail.
@@ -177,6 +181,7 @@ TRIVIUM_INLINE void sum_rows(const LutTable& w, const int32_t* index, int64_t sa
     if (ahead >= samples * tables) return row(t);
     return w.weights + ahead % tables * stride + index[ahead] * outputs;
   };
+  const bool split = is_split(w.weights);
   fill_zero(sum, outputs);
   int64_t t = 0;
   for (; t + kLutGroup <= tables; t += kLutGroup) {
@@ -188,6 +193,7 @@ TRIVIUM_INLINE void sum_rows(const LutTable& w, const int32_t* index, int64_t sa
           F32 s = load_n(sum + k, n);
           for (int64_t g = 0; g < kLutGroup; ++g) {
             if (k % 16 == 0) __builtin_prefetch(next[g] + k, 0, 2);
+            if (split && k + n == outputs) __builtin_prefetch(next[g] + outputs - 1, 0, 2);
             s = add(s, load_n(rows[g] + k, n));
           }
           store_n(sum + k, s, n);

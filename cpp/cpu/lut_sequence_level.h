@@ -12,6 +12,7 @@ inline constexpr int64_t kLutAhead = 16;  // short rows fetched ahead
 TRIVIUM_INLINE void sum_pairs(const LutTable& w, const int32_t* cells, int64_t count, float* y,
                               bool accumulate, float* sum) {
   const int64_t outputs = w.outputs, total = w.num_tables * count;
+  const bool split = is_split(w.weights);
   fill_zero(sum, outputs);
   for (int64_t t = 0; t < w.num_tables; ++t) {
     const float* table = w.weights + t * w.cells * outputs;
@@ -26,6 +27,7 @@ TRIVIUM_INLINE void sum_pairs(const LutTable& w, const int32_t* cells, int64_t c
             const float* next = (i + kLutAhead < count ? table : next_table) + cells[ahead] * outputs + k;
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; v += 16 / kLanes) __builtin_prefetch(next + v * kLanes);
+            if (split) __builtin_prefetch(next + (kVectors - 1) * kLanes + n - 1);
             const float* row = table + cells[at] * outputs + k;
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) part[v] = add(part[v], load_n(row + v * kLanes, n));

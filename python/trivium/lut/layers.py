@@ -169,8 +169,10 @@ class LUTLayerBasic:
             self.positional_embeddings = self._on_device(2 * uniform - 1)
 
     def _on_device(self, array: np.ndarray) -> Any:
-        """numpy arrays stay themselves on the CPU; on other devices they become Tensors."""
-        return array if self.native.device == "cpu" else Tensor(array).to(self.native.device)
+        """A Tensor on a device; on the CPU a numpy array over the memory of one, where rows start at cache lines."""
+        if self.native.device != "cpu":
+            return Tensor(array).to(self.native.device)
+        return Tensor(array, copy=True).numpy()
 
     @property
     def positional_dim(self) -> int:
@@ -254,7 +256,7 @@ class LUTLayerBasic:
         if isinstance(x, Tensor):
             x = np.asarray(x.to("cpu"))
         flat = x.reshape((*lead, size) if rank else (-1 if x.size else int(np.prod(lead)), size))
-        return lead, self._on_device(flat)
+        return lead, flat if self.native.device == "cpu" else Tensor(flat).to(self.native.device)
 
     def _unflatten(self, t: Tensor, shape: Sequence[int]) -> Any:
         return t.to("cpu").numpy().reshape(shape)
