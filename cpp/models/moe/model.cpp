@@ -293,7 +293,8 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   if (gpu) own->upload_tables();
   Tensor out;
   try {
-    out = gpu && step.every_row ? decode(step) : enqueue(step);
+    out = (gpu && step.every_row ? decode(step) : enqueue(step)).slice(0, step.rows);
+    if (gpu && batch.follow_up && step.rows > 0) batch.follow_up(*own->stream, out);
   } catch (...) {
     // What is queued still reads the staging memory, which the next step writes.
     if (gpu) runtime(info_.device).stream_synchronize(step.handle());
@@ -301,7 +302,7 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   }
   if (gpu) own->stream->synchronize();
   if (weights_.archive) weights_.archive->check_readable();  // else zeros stood where weights are gone
-  return out.slice(0, step.rows);
+  return out;
 }
 
 void MoeModel::warm_up() {
