@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -23,6 +24,7 @@ constexpr int kNumDevices = 2;
 constexpr int kNumUnits = 4;
 constexpr int64_t kDefaultMemory = int64_t{8} << 30;
 
+std::atomic<int64_t> g_waits{0};
 std::mutex g_mutex;  // held while the tables below change and while kernels run
 
 // Table entries: one at a time, and no exception leaves.
@@ -210,6 +212,7 @@ void submit(StreamHandle* stream, Work work) {
 
 Status copy(int32_t, StreamHandle* stream, void* to, const void* from, int64_t bytes) {
   if (bytes <= 0) return Status::ok;
+  g_waits += !stream;
   return locked([&] {
     check_range("copy", to, bytes);
     check_range("copy", from, bytes);
@@ -222,6 +225,7 @@ Status copy(int32_t, StreamHandle* stream, void* to, const void* from, int64_t b
 
 Status fill(int32_t, StreamHandle* stream, void* to, int32_t byte, int64_t bytes) {
   if (bytes <= 0) return Status::ok;
+  g_waits += !stream;
   return locked([&] {
     check_range("fill", to, bytes);
     const auto run = [=] { std::memset(to, byte, static_cast<size_t>(bytes)); };
@@ -251,6 +255,7 @@ Status stream_destroy(StreamHandle* stream) {
 }
 
 Status stream_synchronize(StreamHandle* stream) {
+  ++g_waits;
   return locked([&] {
     if (stream->recording) throw DeviceError("synchronize of a stream that records a graph");
     drain(stream);
@@ -285,6 +290,7 @@ Status event_record(EventHandle* event, StreamHandle* stream) {
 }
 
 Status event_synchronize(EventHandle* event) {
+  ++g_waits;
   return locked([&] { drain_until(*event->state, event->state->recorded); });
 }
 
@@ -351,3 +357,5 @@ const Runtime kRuntime{.struct_size = sizeof(Runtime),
                        .graph_destroy = graph_destroy};
 
 }  // namespace trivium::emu
+
+int64_t trivium_emu_waits() { return trivium::emu::g_waits; }

@@ -23,3 +23,6 @@ struct KernelCall {
 void enqueue_kernel(StreamHandle* stream, const LaunchConfig& config, const KernelCall& call);
 
 }  // namespace trivium::emu
+
+// How often the host has waited for the device so far; exported, for tests of what a step costs.
+extern "C" int64_t trivium_emu_waits();

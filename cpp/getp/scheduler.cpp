@@ -127,8 +127,8 @@ void Scheduler::step(const CancelToken* cancel) {
   grow();
   build_batch();
   if (step_members_.empty()) return;
-  const Tensor logits = forward(cancel);
-  consume(logits);
+  forward(cancel);
+  consume();
   remove_finished();
 }
 
@@ -231,6 +231,7 @@ void Scheduler::build_batch() {
   step_tokens_.clear();
   step_segments_.clear();
   step_members_.clear();
+  step_rows_.clear();
   const auto add = [this](Sequence& s, int64_t count) {
     const bool last = count == s.remaining();
     const auto wanted =
@@ -242,6 +243,8 @@ void Scheduler::build_batch() {
     step_tokens_.insert(step_tokens_.end(), s.tokens.begin() + s.processed,
                         s.tokens.begin() + s.processed + count);
     step_members_.push_back(&s);
+    if (last)
+      step_rows_.push_back({.params = s.request.sampling, .step = static_cast<uint64_t>(s.generated())});
   };
   for (const SequencePtr& s : running_)
     if (s->remaining() == 1) add(*s, 1);
@@ -266,14 +269,24 @@ SchedulerStats& SchedulerStats::operator+=(const SchedulerStats& o) {
   return *this;
 }
 
-Tensor Scheduler::forward(const CancelToken* cancel) {
+// Runs the model and samples, on the model's stream where it lets us.
+void Scheduler::forward(const CancelToken* cancel) {
   const auto start = Clock::now();
+  bool sampled = step_rows_.empty();
+  Batch batch{.tokens = step_tokens_, .segments = step_segments_};
+  batch.follow_up = [&](Stream& stream, const Tensor& logits) {
+    sampler_.enqueue(&stream, logits, step_rows_);
+    sampled = true;
+  };
   try {
-    Tensor logits = model_->forward({.tokens = step_tokens_, .segments = step_segments_}, *states_, cancel);
+    const Tensor logits = model_->forward(batch, *states_, cancel);
     ++stats_.steps;
     stats_.processed_tokens += static_cast<int64_t>(step_tokens_.size());
     stats_.forward_seconds += seconds_since(start);
-    return logits;
+    if (sampled) return;
+    const auto forwarded = Clock::now();
+    sampler_.sample(logits, step_rows_);
+    stats_.sample_seconds += seconds_since(forwarded);
   } catch (...) {
     // The states of the step's slots are undefined now; every running sequence may be among them.
     stats_.preemptions -= static_cast<int64_t>(running_.size());
@@ -282,22 +295,15 @@ Tensor Scheduler::forward(const CancelToken* cancel) {
   }
 }
 
-void Scheduler::consume(const Tensor& logits) {
-  const auto start = Clock::now();
+void Scheduler::consume() {
   std::vector<Sequence*> owners;
-  std::vector<ops::SampleRow> rows;
   for (size_t i = 0; i < step_segments_.size(); ++i) {
     Sequence& s = *step_members_[i];
     s.processed += step_segments_[i].count;
     if (s.request.keep_state && !s.kept && s.processed == s.result.prompt_tokens) keep_prompt(s);
-    if (step_segments_[i].logits == Segment::Logits::none) continue;
-    owners.push_back(&s);
-    rows.push_back({.params = s.request.sampling, .step = static_cast<uint64_t>(s.generated())});
+    if (step_segments_[i].logits != Segment::Logits::none) owners.push_back(&s);
   }
-  std::span<const int32_t> tokens;
-  if (!rows.empty()) tokens = sampler_.sample(logits, rows);
-  stats_.sample_seconds += seconds_since(start);
-  for (size_t i = 0; i < owners.size(); ++i) accept(*owners[i], tokens[i]);
+  for (size_t i = 0; i < owners.size(); ++i) accept(*owners[i], sampler_.tokens()[i]);
 }
 
 void Scheduler::accept(Sequence& s, int32_t token) {

@@ -32,7 +32,7 @@ struct SchedulerStats {
   int64_t reused_tokens = 0;     // taken from a kept state
   int64_t preemptions = 0;
   double forward_seconds = 0;
-  double sample_seconds = 0;
+  double sample_seconds = 0;  // where it is not part of the forward pass, as on a GPU
 
   SchedulerStats& operator+=(const SchedulerStats& other);
 };
@@ -88,8 +88,8 @@ class Scheduler {
   void grow();
   void preempt(size_t index);
   void build_batch();
-  Tensor forward(const CancelToken* cancel);
-  void consume(const Tensor& logits);
+  void forward(const CancelToken* cancel);
+  void consume();
   void accept(Sequence& sequence, int32_t token);
   void keep_prompt(Sequence& sequence);
   void finish(Sequence& sequence, FinishReason reason);
@@ -109,7 +109,8 @@ class Scheduler {
 
   std::vector<int32_t> step_tokens_;  // the step being built
   std::vector<Segment> step_segments_;
-  std::vector<Sequence*> step_members_;  // of each segment
+  std::vector<Sequence*> step_members_;    // of each segment
+  std::vector<ops::SampleRow> step_rows_;  // of segments that end in logits
 };
 
 // Why `request` cannot run on this model, as one sentence; empty when it can (memory aside).

@@ -18,6 +18,7 @@
 
 namespace trivium {
 
+class Stream;
 namespace io {
 class Tokenizer;
 }
@@ -71,6 +72,9 @@ struct Segment {
 struct Batch {
   std::span<const int32_t> tokens;    // all segments' tokens, one after another
   std::span<const Segment> segments;  // at most one segment a slot
+  // Puts more work behind the step's logits, on the stream that computes them and before the step is waited
+  // for, so that both cost one wait. A model that waits on the way, or runs on the CPU, does not call it.
+  std::function<void(Stream& stream, const Tensor& logits)> follow_up = nullptr;
 };
 
 struct StateOptions {

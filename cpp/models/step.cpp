@@ -73,17 +73,18 @@ void DecodeGraphs::run(Stream& stream, int64_t tokens, const std::function<void(
   entry.graph->launch(stream);
 }
 
-Tensor run_step(Stream* stream, DecodeGraphs& graphs, bool decode, int64_t tokens, const Tensor& logits,
-                const std::function<Tensor()>& enqueue) {
-  if (!stream) return enqueue();
+Tensor run_step(Stream* stream, DecodeGraphs& graphs, const Batch& batch, const StepSize& size,
+                const Tensor& logits, const std::function<Tensor()>& enqueue) {
+  if (!stream) return enqueue().slice(0, size.rows);
   Tensor out;
   try {
-    if (decode) {
-      graphs.run(*stream, tokens, [&] { enqueue(); });
-      out = logits.slice(0, tokens);
+    if (size.decode) {
+      graphs.run(*stream, size.tokens, [&] { enqueue(); });
+      out = logits.slice(0, size.rows);
     } else {
-      out = enqueue();
+      out = enqueue().slice(0, size.rows);
     }
+    if (batch.follow_up && size.rows > 0) batch.follow_up(*stream, out);
   } catch (...) {
     // What is queued still reads the staging memory, which the next step writes.
     runtime(stream->device()).stream_synchronize(stream->handle());

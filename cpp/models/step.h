@@ -43,9 +43,16 @@ class DecodeGraphs {
   std::map<int64_t, Entry> by_tokens_;
 };
 
-// Runs a step that `enqueue` puts on the stream (null on the CPU) and returns its logits once they are there.
-// A decode step runs as a graph and leaves them in the first rows of `logits`.
-Tensor run_step(Stream* stream, DecodeGraphs& graphs, bool decode, int64_t tokens, const Tensor& logits,
-                const std::function<Tensor()>& enqueue);
+struct StepSize {
+  bool decode;     // is_decode_step()
+  int64_t tokens;  // padding included
+  int64_t rows;    // of logits that are asked for
+};
+
+// Runs a step that `enqueue` puts on the stream (null on the CPU), then the batch's follow_up, and returns
+// the rows of logits once all is done. A decode step runs as a graph and leaves them in the first rows of
+// `logits`.
+Tensor run_step(Stream* stream, DecodeGraphs& graphs, const Batch& batch, const StepSize& size,
+                const Tensor& logits, const std::function<Tensor()>& enqueue);
 
 }  // namespace trivium

@@ -30,7 +30,7 @@ Sampler::Sampler(Device device, int64_t max_rows) : max_rows_(max_rows) {
   tokens_ = Tensor::empty({max_rows}, Dtype::i32, device);
 }
 
-std::span<const int32_t> Sampler::sample(const Tensor& logits, std::span<const SampleRow> rows) {
+void Sampler::enqueue(Stream* on, const Tensor& logits, std::span<const SampleRow> rows) {
   TRIVIUM_CHECK(logits.data() && logits.rank() == 2 && logits.dtype() == Dtype::f32 &&
                     logits.is_contiguous() && logits.dim(1) > 0,
                 "sample: logits are ", logits.shape(), " ", logits.dtype(),
@@ -44,24 +44,31 @@ std::span<const int32_t> Sampler::sample(const Tensor& logits, std::span<const S
   TRIVIUM_CHECK(count <= max_rows_, "sample: ", count, " rows of logits, at most ", max_rows_);
   auto* list = static_cast<SampleParams*>(host_params_.data());
   std::transform(rows.begin(), rows.end(), list, checked);
-  StreamHandle* stream = stream_ ? stream_->handle() : nullptr;
+  StreamHandle* stream = on ? on->handle() : nullptr;
   const auto copy = [&](const Tensor& to, const Tensor& from, int64_t row_bytes) {
     const Status status =
         runtime(device).copy(device.index, stream, to.data(), from.data(), count * row_bytes);
     if (status != Status::ok) throw_status(device.kind, status);
   };
-  if (stream_) copy(params_, host_params_, sizeof(SampleParams));
+  if (on) copy(params_, host_params_, sizeof(SampleParams));
   const SampleArgs args{.logits = logits.data_as<float>(),
                         .params = static_cast<const SampleParams*>(params_.data()),
                         .tokens = tokens_.data_as<int32_t>(),
                         .rows = count,
                         .vocab = logits.dim(1)};
   call_kernel(device, &Kernels::sample, "sample", stream, args);
-  if (stream_) {
-    copy(host_tokens_, tokens_, sizeof(int32_t));
-    stream_->synchronize();
-  }
-  return {host_tokens_.data_as<int32_t>(), static_cast<size_t>(count)};
+  if (on) copy(host_tokens_, tokens_, sizeof(int32_t));
+  count_ = count;
+}
+
+std::span<const int32_t> Sampler::tokens() const {
+  return {host_tokens_.data_as<int32_t>(), static_cast<size_t>(count_)};
+}
+
+std::span<const int32_t> Sampler::sample(const Tensor& logits, std::span<const SampleRow> rows) {
+  enqueue(stream_.get(), logits, rows);
+  if (stream_) stream_->synchronize();
+  return tokens();
 }
 
 void sample(const Tensor& logits, std::span<const SampleRow> rows, std::span<int32_t> tokens) {

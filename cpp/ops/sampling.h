@@ -31,15 +31,19 @@ struct SampleRow {
 };
 
 // Samples again and again with memory of its own, so that a step allocates nothing: parameters and tokens
-// travel through pinned host memory on a stream of the sampler's.
+// travel through pinned host memory.
 class Sampler {
  public:
   Sampler(Device device, int64_t max_rows);
   // As sample() below, for finished logits on the sampler's device; valid until the next call.
   std::span<const int32_t> sample(const Tensor& logits, std::span<const SampleRow> rows);
+  // The same behind the work that computes the logits, on its stream (null on the CPU). Between this call and
+  // the end of that work, which the caller waits for, no other call may be made; then tokens() has them.
+  void enqueue(Stream* stream, const Tensor& logits, std::span<const SampleRow> rows);
+  std::span<const int32_t> tokens() const;
 
  private:
-  int64_t max_rows_;
+  int64_t max_rows_, count_ = 0;
   Tensor host_params_, params_;  // u8 [max_rows, sizeof(SampleParams)]
   Tensor host_tokens_, tokens_;  // i32 [max_rows]
   std::unique_ptr<Stream> stream_;

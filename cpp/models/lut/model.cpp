@@ -146,10 +146,10 @@ Tensor LutModel::forward(const Batch& batch, SequenceStates& states, const Cance
   step.every_row = is_decode_step(batch);
   if (own->stream && step.every_row) step.tokens = padded_batch(step.tokens);
   step.rows = pack_tokens(batch, step.tokens, own->num_slots(), own->work.staging);
-  const Tensor out = run_step(own->stream.get(), own->graphs, step.every_row, step.tokens, own->work.logits,
-                              [&] { return enqueue(step); });
+  const Tensor out = run_step(own->stream.get(), own->graphs, batch, {step.every_row, step.tokens, step.rows},
+                              own->work.logits, [&] { return enqueue(step); });
   weights_.archive->check_readable();  // else zeros stood where weights are gone
-  return out.slice(0, step.rows);
+  return out;
 }
 
 void LutModel::warm_up() {

@@ -217,10 +217,10 @@ Tensor XlstmModel::forward(const Batch& batch, SequenceStates& states, const Can
   step.every_row = is_decode_step(batch);
   if (step.stream() && step.every_row) step.tokens = step.segments = padded_batch(count);
   pack(step);
-  const Tensor out = run_step(step.stream(), own->graphs, step.every_row, step.tokens, own->work.logits,
-                              [&] { return enqueue(step); });
+  const Tensor out = run_step(step.stream(), own->graphs, batch, {step.every_row, step.tokens, step.rows},
+                              own->work.logits, [&] { return enqueue(step); });
   if (weights_.archive) weights_.archive->check_readable();  // else zeros stood where weights are gone
-  return out.slice(0, step.rows);
+  return out;
 }
 
 void XlstmModel::warm_up() {

@@ -241,10 +241,10 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   if (gpu && step.every_row) step.tokens = padded_batch(count);
   step.rows = pack_tokens(batch, step.tokens, own->num_slots(), own->work.staging);
   if (gpu) own->upload_tables();
-  const Tensor out = run_step(step.stream(), own->graphs, step.every_row, step.tokens, own->work.logits,
-                              [&] { return enqueue(step); });
+  const Tensor out = run_step(step.stream(), own->graphs, batch, {step.every_row, step.tokens, step.rows},
+                              own->work.logits, [&] { return enqueue(step); });
   if (weights_.archive) weights_.archive->check_readable();  // else zeros stood where weights are gone
-  return out.slice(0, step.rows);
+  return out;
 }
 
 void MoeModel::warm_up() {
