@@ -328,6 +328,19 @@ TRIVIUM_INLINE void add_row(float* row, const float* v, int64_t count, bool subt
       });
 }
 
+// Zeroes rows [first, first + count) of a gradient; those that have a place lie together.
+TRIVIUM_INLINE void zero_rows(const LutTable& w, const LutWeightTarget& target, int64_t first,
+                              int64_t count) {
+  if (!target.row_offset) return fill_zero(target.out + first * w.outputs, count * w.outputs);
+  int64_t placed = 0, begin = INT64_MAX;
+  for (int64_t row = first; row < first + count; ++row) {
+    const int64_t at = target.row_offset[row];
+    placed += at >= 0;
+    begin = (at >= 0) & (at < begin) ? at : begin;
+  }
+  if (placed) fill_zero(target.out + begin, placed * w.outputs);
+}
+
 // A task owns the rows of table t whose later-position index lies in [q0, q1).
 void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
   const LutTable& w = a.table;
@@ -342,10 +355,7 @@ void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
     const int64_t q0 = queries * range / ranges, q1 = queries * (range + 1) / ranges;
     const PositionsByIndex positions(s, w.num_tables, t, q0, q1);
     for (int64_t q = q0, n = 0; q < q1; ++q) {
-      if (target.sgd || target.row_offset)
-        lut::prepare_w_gradient<false>(w, target, a.numerics, {t, q << shift, (q + 1) << shift, 0, 1}, true);
-      else
-        fill_zero(target.out + (t * w.cells + (q << shift)) * w.outputs, w.outputs << shift);
+      if (!target.sgd) zero_rows(w, target, t * w.cells + (q << shift), int64_t{1} << shift);
       for (; n < positions.ends[q - q0]; ++n) {
         const int64_t row = positions.order[n], b = row / s.length, j = row % s.length;
         const float* g = scaled.values + row * w.outputs;
