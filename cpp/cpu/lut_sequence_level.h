@@ -154,8 +154,9 @@ TRIVIUM_INLINE void plan_lanes(const LutSequence& s, const PairTask& task, int64
   put_lanes(p.u + k, q_side ? uq : uk);
 }
 
+template <class Outputs>
 TRIVIUM_INLINE void plan_pairs(const LutSequence& s, const PairTask& task, const float* table,
-                               int64_t outputs, int64_t i0, int64_t j, PairBlock& p) {
+                               Outputs outputs, int64_t i0, int64_t j, PairBlock& p) {
   p.count = static_cast<int>(larger(0, smaller(kPairBlock, j - i0)));
   for (int k = 0; k < p.count; k += kLanes) plan_lanes(s, task, i0 + k, j, k, p);
   p.num_with_pe = 0;
@@ -248,30 +249,39 @@ struct BlockCursor {
   }
 };
 
+// Sums of one (b, t) into its task.
+template <class Outputs>
+TRIVIUM_INLINE void sum_flips(const LutSequence& s, const PairTask& task, const float* table, const float* gy,
+                              Outputs outputs) {
+  PairBlock blocks[kBlocksAhead + 1];
+  BlockCursor planned, at;
+  const auto plan = [&](PairBlock & block) __attribute__((always_inline)) {
+    if (planned.j < s.length) plan_pairs(s, task, table, outputs, planned.i0, planned.j, block);
+    planned.next();
+  };
+  for (int n = 0; n < kBlocksAhead; ++n) plan(blocks[n]);
+  float later = 0;
+  for (int n = 0; at.j < s.length; at.next(), n = n < kBlocksAhead ? n + 1 : 0) {
+    plan(blocks[n ? n - 1 : kBlocksAhead]);
+    later = add_pairs(task, table, gy + at.j * outputs, outputs, at.i0, at.j, later, blocks[n]);
+    if (at.i0 + kPairBlock >= at.j) task.x.sum[at.j] = later, later = 0;
+  }
+}
+
 // Tasks of one table follow each other, whose rows then are in a cache.
 void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
+  constexpr std::integral_constant<int64_t, lut::kPartials> kShort;  // a row that needs no loop
   const LutTable& w = a.table;
   const LutSequence& s = a.sequence;
   parallel_for(s.batch * w.num_tables, [&](int64_t number, int) {
     const int64_t t = number / s.batch, b = number % s.batch;
     const float* table = w.weights + t * w.cells * w.outputs;
+    const float* gy = a.gy + b * s.length * w.outputs;
     const PairTask task(s, w.num_tables, b, t);
-    PairBlock blocks[kBlocksAhead + 1];
-    BlockCursor planned, at;
-    const auto plan = [&](PairBlock & block) __attribute__((always_inline)) {
-      if (planned.j < s.length) plan_pairs(s, task, table, w.outputs, planned.i0, planned.j, block);
-      planned.next();
-    };
-    for (int n = 0; n < kBlocksAhead; ++n) plan(blocks[n]);
-    float later = 0;
-    for (int n = 0; at.j < s.length; at.next(), n = n < kBlocksAhead ? n + 1 : 0) {
-      plan(blocks[n ? n - 1 : kBlocksAhead]);
-      const float* gy = a.gy + (b * s.length + at.j) * w.outputs;
-      constexpr std::integral_constant<int64_t, lut::kPartials> kShort;
-      later = w.outputs == kShort ? add_pairs(task, table, gy, kShort, at.i0, at.j, later, blocks[n])
-                                  : add_pairs(task, table, gy, w.outputs, at.i0, at.j, later, blocks[n]);
-      if (at.i0 + kPairBlock >= at.j) task.x.sum[at.j] = later, later = 0;
-    }
+    if (w.outputs == kShort)
+      sum_flips(s, task, table, gy, kShort);
+    else
+      sum_flips(s, task, table, gy, w.outputs);
     for (int64_t i = 0; i < s.length; ++i)
       static_cast<float*>(a.delta)[lut::detector_at(s, w.num_tables, b, i, t)] = task.x.sum[i];
     for (int64_t d = 1; s.num_pe && d < s.length; ++d)
@@ -318,6 +328,19 @@ TRIVIUM_INLINE void add_row(float* row, const float* v, int64_t count, bool subt
       });
 }
 
+// Zeroes rows [first, first + count) of a gradient; those that have a place lie together.
+TRIVIUM_INLINE void zero_rows(const LutTable& w, const LutWeightTarget& target, int64_t first,
+                              int64_t count) {
+  if (!target.row_offset) return fill_zero(target.out + first * w.outputs, count * w.outputs);
+  int64_t placed = 0, begin = INT64_MAX;
+  for (int64_t row = first; row < first + count; ++row) {
+    const int64_t at = target.row_offset[row];
+    placed += at >= 0;
+    begin = (at >= 0) & (at < begin) ? at : begin;
+  }
+  if (placed) fill_zero(target.out + begin, placed * w.outputs);
+}
+
 // A task owns the rows of table t whose later-position index lies in [q0, q1).
 void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
   const LutTable& w = a.table;
@@ -332,10 +355,7 @@ void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
     const int64_t q0 = queries * range / ranges, q1 = queries * (range + 1) / ranges;
     const PositionsByIndex positions(s, w.num_tables, t, q0, q1);
     for (int64_t q = q0, n = 0; q < q1; ++q) {
-      if (target.sgd || target.row_offset)
-        lut::prepare_w_gradient<false>(w, target, a.numerics, {t, q << shift, (q + 1) << shift, 0, 1}, true);
-      else
-        fill_zero(target.out + (t * w.cells + (q << shift)) * w.outputs, w.outputs << shift);
+      if (!target.sgd) zero_rows(w, target, t * w.cells + (q << shift), int64_t{1} << shift);
       for (; n < positions.ends[q - q0]; ++n) {
         const int64_t row = positions.order[n], b = row / s.length, j = row % s.length;
         const float* g = scaled.values + row * w.outputs;

@@ -80,7 +80,7 @@ struct LutPropagateArgs {  // propagate_through_detectors: gx[b, a] += delta, gx
 // row_offset, only the rows that have one; or W -= eta * contribution when `sgd`.
 struct LutWeightTarget {
   float* out;
-  const int64_t* row_offset;  // [Nt * C] place of a row in out, -1: none; null: as in the table
+  const int64_t* row_offset;  // [Nt * C] place of a row in out, packed in order; -1: none; null: as the table
   const float* rates;         // learning rate of each weight, or null
   float rate;                 // learning rate of all
   float eta;                  // with sgd: step size

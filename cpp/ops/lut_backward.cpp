@@ -1,5 +1,6 @@
 // Backward passes of LUT layers: surrogate gradient of x and of the positional embeddings, weight gradients.
 #include <cmath>
+#include <numeric>
 
 #include "ops/lut.h"
 #include "ops/lut_checks.h"
@@ -112,17 +113,21 @@ void find_rows(Pass& p) {
   const int64_t* pointers =
       p.layer.options().pointers.numel() ? p.layer.options().pointers.data_as<int64_t>() : nullptr;
   const bool general = pointers && p.layer.options().pointers.dim(0) == count + 1;
-  std::vector<int64_t> rows;
+  const int32_t* mark = marks.data_as<int32_t>();
+  const int64_t marked = std::accumulate(mark, mark + count, int64_t{0});
+  p.out.rows =
+      Tensor::empty({marked + 1}, Dtype::i64).slice(0, marked);  // the last store falls behind the end
+  int64_t *to = p.out.rows.data_as<int64_t>(), *place = offset.data_as<int64_t>();
   int64_t size = 0;
+  // Without branches on the marks, which cannot be guessed.
   for (int64_t r = 0; r < count; ++r) {
-    offset.data_as<int64_t>()[r] = marks.data_as<int32_t>()[r] ? size : -1;
-    if (!marks.data_as<int32_t>()[r]) continue;
-    rows.push_back(r);
     const int64_t at = general ? r : r / cells;
-    size += pointers ? pointers[at + 1] - pointers[at] : p.layer.options().outputs;
+    const int64_t width = pointers ? pointers[at + 1] - pointers[at] : p.layer.options().outputs;
+    *to = r;
+    place[r] = mark[r] ? size : -1;
+    to += mark[r];
+    size += mark[r] * width;
   }
-  p.out.rows = Tensor::empty({static_cast<int64_t>(rows.size())}, Dtype::i64);
-  std::copy(rows.begin(), rows.end(), p.out.rows.data_as<int64_t>());
   p.out.gw = Tensor::empty({size}, Dtype::f32, p.layer.device());  // the kernels write every row
   p.row_offset = offset.to(p.layer.device());
 }
