@@ -116,6 +116,7 @@ struct Kernels {
   Status (*head_norm)(StreamHandle*, const HeadNormArgs*);
   Status (*silu_mul)(StreamHandle*, const SiluMulArgs*);
   Status (*soft_cap)(StreamHandle*, const SoftCapArgs*);
+  Status (*linear_maximum)(StreamHandle*, const LinearMaximumArgs*);  // CPU only
 };
 
 // Throws the error of the calling thread's last failed entry of `kind`.

@@ -175,6 +175,7 @@ constexpr Kernels kKernels{
     .head_norm = mlstm_entry<&MlstmKernels::head_norm, HeadNormArgs>,
     .silu_mul = mlstm_entry<&MlstmKernels::silu_mul, SiluMulArgs>,
     .soft_cap = entry<soft_cap, SoftCapArgs>,
+    .linear_maximum = level_entry<&LevelKernels::linear_maximum, LinearMaximumArgs>,
 };
 
 }  // namespace

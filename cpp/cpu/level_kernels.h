@@ -3,6 +3,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/levels.h"
+#include "cpu/linear_maximum.h"
 #include "cpu/lut_sequence_level.h"
 #include "cpu/matmul.h"
 
@@ -36,6 +37,22 @@ void linear(const LinearArgs& a) {
     linear_as<bf16>(a);
   else
     linear_as<float>(a);
+}
+
+void linear_maximum(const LinearMaximumArgs& a) {
+  const bool done = a.x_dtype == Dtype::bf16 ? screened_maximum<bf16>(a) : screened_maximum<float>(a);
+  if (!done)
+    linear({.x = a.x,
+            .w = a.w,
+            .bias = {},
+            .y = a.y,
+            .m = a.m,
+            .n = a.n,
+            .k = a.k,
+            .x_stride = a.k,
+            .y_stride = a.n,
+            .x_dtype = a.x_dtype,
+            .accumulate = 0});
 }
 
 // gate * sigmoid(alpha gate) * (linear + 1) with the clamps of gpt-oss; one value. Both users compute it on a
@@ -215,6 +232,7 @@ const LevelKernels& level_kernels() {
       .name = kName,
       .bf16_dot = kBf16Dot,
       .linear = linear,
+      .linear_maximum = linear_maximum,
       .moe_gate_up = moe_gate_up,
       .moe_down = moe_down,
       .rms_norm = rms_norm,

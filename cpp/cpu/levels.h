@@ -22,6 +22,7 @@ struct LevelKernels {
   const char* name;  // "scalar", "avx2", "avx512-bf16"
   bool bf16_dot;     // a bf16 dot instruction: bfloat16 is the faster precision
   void (*linear)(const LinearArgs&);
+  void (*linear_maximum)(const LinearMaximumArgs&);
   void (*moe_gate_up)(const MoeGateUpArgs&);
   void (*moe_down)(const MoeDownArgs&);
   void (*rms_norm)(const RmsNormArgs&);

@@ -233,10 +233,12 @@ void Scheduler::build_batch() {
   step_members_.clear();
   const auto add = [this](Sequence& s, int64_t count) {
     const bool last = count == s.remaining();
+    const auto wanted =
+        s.request.sampling.temperature == 0 ? Segment::Logits::maximum : Segment::Logits::last;
     step_segments_.push_back({.slot = s.slot,
                               .start = s.processed,
                               .count = count,
-                              .logits = last ? Segment::Logits::last : Segment::Logits::none});
+                              .logits = last ? wanted : Segment::Logits::none});
     step_tokens_.insert(step_tokens_.end(), s.tokens.begin() + s.processed,
                         s.tokens.begin() + s.processed + count);
     step_members_.push_back(&s);

@@ -60,7 +60,12 @@ struct Segment {
   int slot = 0;       // state slot, in [0, num_slots)
   int64_t start = 0;  // position of the first token = tokens of the slot already processed
   int64_t count = 0;  // tokens of this segment, >= 1
-  enum class Logits { none, last, all } logits = Logits::last;
+  // maximum: as last, but elements of the row that are surely below its maximum may be -inf. Enough for a
+  // greedy choice, and a model may save work by it.
+  enum class Logits { none, last, all, maximum } logits = Logits::last;
+
+  // Whether the segment's i-th position gets a row of logits.
+  bool wants(int64_t i) const { return logits == Logits::all || (logits != Logits::none && i + 1 == count); }
 };
 
 struct Batch {

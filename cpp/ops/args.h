@@ -61,6 +61,27 @@ struct LinearArgs {  // y = x w^T + bias (+ y when accumulate), float32 accumula
   int32_t accumulate;
 };
 
+// An 8-bit copy of a weight matrix and what it says about products with the original w [n, k]: in exact
+// arithmetic |x . w[r] - step[r] (x . rows[r])| <= |x| error[r], norms being Euclidean. error[r] also covers the
+// rounding of a float32 product; where it is +inf the copy says nothing about the row.
+struct RowScreenView {
+  const int8_t* rows;  // [n, stride]; zeros from column k on
+  const float* step;   // [n]
+  const float* error;  // [n]
+  const float* norm;   // [n] upper bound of |step[r] rows[r]|
+  int64_t stride;      // a multiple of 64
+};
+
+// y[i, r] = x[i] . w[r], the bits linear gives, for every r that may hold row i's maximum; -inf for others.
+struct LinearMaximumArgs {
+  const void* x;  // [m, k] x_dtype (f32, bf16), contiguous
+  WeightView w;   // [n, k] bf16
+  RowScreenView screen;
+  float* y;  // [m, n]
+  int64_t m, n, k;
+  Dtype x_dtype;
+};
+
 struct RopeTableArgs {       // table[t, i] = m * (cos, sin)(positions[t] * inv_freq[i])
   const int32_t* positions;  // [tokens]
   const double* inv_freq;    // [pairs]

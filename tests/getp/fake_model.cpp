@@ -133,8 +133,7 @@ Tensor FakeModel::forward(const Batch& batch, SequenceStates& base, const Cancel
       const int32_t token = batch.tokens[at++];
       require(token >= 0 && token < fake_.vocab_size, "token out of range");
       slot.hashes.push_back(mix(slot.hashes.empty() ? 7 : slot.hashes.back(), static_cast<uint64_t>(token)));
-      const bool last = i + 1 == segment.count;
-      if (segment.logits == Segment::Logits::all || (last && segment.logits == Segment::Logits::last))
+      if (segment.wants(i))
         rows.push_back(slot.hashes.back());
     }
   }

@@ -147,7 +147,7 @@ Tensor LutModel::forward(const Batch& batch, SequenceStates& states, const Cance
   std::vector<int32_t> slots, positions;
   for (const Segment& s : batch.segments)
     for (int64_t i = 0; i < s.count; ++i) {
-      if (s.logits == Segment::Logits::all || (s.logits == Segment::Logits::last && i + 1 == s.count))
+      if (s.wants(i))
         step.rows.push_back(static_cast<int32_t>(slots.size()));
       slots.push_back(s.slot);
       positions.push_back(static_cast<int32_t>(s.start + i));

@@ -182,7 +182,7 @@ Tensor XlstmModel::forward(const Batch& batch, SequenceStates& states, const Can
     w.segments.push_back({mine->block(s.slot), static_cast<int32_t>(s.start), static_cast<int32_t>(row),
                           static_cast<int32_t>(s.count)});
     for (int64_t i = 0; i < s.count; ++i, ++row)
-      if (s.logits == Segment::Logits::all || (s.logits == Segment::Logits::last && i + 1 == s.count))
+      if (s.wants(i))
         step.rows.push_back(static_cast<int32_t>(row));
     mine->processed(s.slot) = s.start + s.count;
   }

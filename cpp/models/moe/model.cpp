@@ -16,6 +16,7 @@ struct MoeModel::Step {
   int64_t tokens;          // padding included
   int64_t rows = 0;        // positions that need logits
   bool every_row = false;  // all of them, in order
+  bool greedy = false;     // only the rows' maxima matter
 
   Stream* stream() const { return states.stream.get(); }
   StreamHandle* handle() const { return stream() ? stream()->handle() : nullptr; }
@@ -95,7 +96,7 @@ void MoeModel::pack(Step& step) const {
       ids[t] = step.batch.tokens[static_cast<size_t>(t)];
       slots[t] = s.slot;
       positions[t] = static_cast<int32_t>(s.start + i);
-      if (s.logits == Segment::Logits::all || (s.logits == Segment::Logits::last && i + 1 == s.count))
+      if (s.wants(i))
         rows[step.rows++] = static_cast<int32_t>(t);
     }
   }
@@ -248,7 +249,10 @@ Tensor MoeModel::logits(Step& step) const {
   }
   Tensor normed = w.normed.slice(0, count);
   ops::rms_norm(step.stream(), rows, weights_.final_norm, static_cast<float>(config_.rms_norm_eps), normed);
-  ops::linear(step.stream(), normed, weights_.unembedding, {}, out);
+  if (step.greedy && weights_.screen && count <= ops::kScreenedRows)
+    ops::linear_maximum(normed, weights_.unembedding, *weights_.screen, out);
+  else
+    ops::linear(step.stream(), normed, weights_.unembedding, {}, out);
   return out;
 }
 
@@ -286,6 +290,9 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   if (count == 0) return logits(step);
   step.every_row = std::all_of(batch.segments.begin(), batch.segments.end(), [](const Segment& s) {
     return s.count == 1 && s.logits != Segment::Logits::none;
+  });
+  step.greedy = std::all_of(batch.segments.begin(), batch.segments.end(), [](const Segment& s) {
+    return s.logits == Segment::Logits::maximum || s.logits == Segment::Logits::none;
   });
   const bool gpu = step.stream() != nullptr;
   if (gpu && step.every_row) step.tokens = padded_batch(count);

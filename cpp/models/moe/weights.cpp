@@ -236,6 +236,16 @@ LayerWeights openai_layer(Source& s, const MoeConfig& c, int64_t layer) {
   return w;
 }
 
+// Smaller matrices stay in the cache. The bound on memory keeps a loaded model within a tenth (and some) of its
+// files.
+constexpr int64_t kScreenedBytes = 8 << 20, kScreenAllowance = int64_t{200} << 20;
+
+bool screen_pays(const ops::Weight& w, int64_t file_bytes) {
+  return w.device().kind == DeviceKind::cpu && w.format == WeightFormat::bf16 &&
+         w.data.nbytes() >= kScreenedBytes &&
+         ops::RowScreen::bytes(w.shape) <= file_bytes / 10 + kScreenAllowance;
+}
+
 }  // namespace
 
 MoeWeights load_weights(const std::shared_ptr<const io::TensorArchive>& archive, const std::string& path,
@@ -255,6 +265,8 @@ MoeWeights load_weights(const std::shared_ptr<const io::TensorArchive>& archive,
   else
     w.unembedding = source.matrix(unembedding, table);
   source.finish();
+  if (screen_pays(w.unembedding, archive->total_bytes()))
+    w.screen = ops::make_row_screen(w.unembedding, options.cancel);
   if (source.on_gpu()) archive->check_readable();  // else zeros were uploaded where the file is gone
   archive->check_unchanged();
   return w;

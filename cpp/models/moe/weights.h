@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/cancel.h"
@@ -11,6 +12,7 @@
 #include "models/model.h"
 #include "models/moe/config.h"
 #include "ops/ops.h"
+#include "ops/row_screen.h"
 
 namespace trivium::moe {
 
@@ -37,6 +39,7 @@ struct MoeWeights {
   std::vector<LayerWeights> layers;
   Tensor final_norm;                                 // [H]
   ops::Weight unembedding;                           // [V, H]
+  std::optional<ops::RowScreen> screen;              // of the unembedding, where it pays and memory allows
   std::shared_ptr<const io::TensorArchive> archive;  // keeps the mapping; null on a GPU
 };
 
