@@ -7,7 +7,8 @@ build     the wheel and the tests, for the architecture of the GPU in this machi
 test      ctest (the entries of the device, and what they share) and pytest with the device
 sanitize  compute-sanitizer memcheck and racecheck on chosen op tests (NVIDIA)
 bench     kernels beside the roof, then a model with the shapes of gpt-oss-20b: prefill, decode, a batch job,
-          transformers in bfloat16 in the same run; a training step of the reference LUT language model
+          transformers in bfloat16 in the same run; a training step of the reference LUT language model; the
+          mLSTM's passes beside mlstm_kernels' Triton kernels
 Needs no network when .hardware-kit lies here (`make hardware-kit` on another machine makes it).
 """
 
@@ -37,11 +38,13 @@ PYTEST_FILES = (
     "lut_large",
     "torch_lut",
     "lut_batch_norm",
+    "mlstm",
+    "xlstm",
     "hardware",
 )
 CHECKPOINT = BUILD / "gpt-oss-20b-random"
 SANITIZED = ["test_norm", "test_moe", "test_attention", "test_linear", "test_rope", "test_sampling"]
-SANITIZED += ["test_lut", "test_lut_edges"]
+SANITIZED += ["test_lut", "test_lut_edges", "test_mlstm_forward", "test_mlstm_segments"]
 TOKENS = [1, 8, 32, 128, 256]
 
 
@@ -175,27 +178,26 @@ def bench(session: Session, kind: str, results: Path, peer: bool) -> None:
         + ([] if peer else ["--no-peer"]),
         PYTHONPATH=python_path(),
     )
-    lut_figures = bench_lut(session, kind, rows)
+    bandwidth = ["--bandwidth", rows[0]["copy_gb_per_s"]] if rows else []
+    lut_figures = bench_script(session, kind, "lut", bandwidth)
+    mlstm_figures = bench_script(session, kind, "mlstm", [] if peer else ["--no-peer"])
     if session.dry_run:
         return
     results.mkdir(parents=True, exist_ok=True)
     model = json.loads(figures.read_text()) if figures.exists() else {}
     record = {"seconds": session.seconds, "kernels": rows, "model": model, "lut": lut_figures}
+    record["mlstm"] = mlstm_figures
     (results / "figures.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = tables(rows, model) + lut_table(lut_figures)
+    text = tables(rows, model) + lut_table(lut_figures) + mlstm_table(mlstm_figures)
     (results / "README.md").write_text(text)
     print(f"\n{text}\nwritten to {results}")
 
 
-def bench_lut(session: Session, kind: str, rows: list[dict]) -> dict:
-    figures = BUILD / "lut.json"
+def bench_script(session: Session, kind: str, family: str, options: list) -> dict:
+    figures = BUILD / f"{family}.json"
     figures.unlink(missing_ok=True)
-    session.run(
-        "lut",
-        [sys.executable, "bench/gpu_lut.py", "--device", f"{kind}:0", "--json", figures]
-        + (["--bandwidth", rows[0]["copy_gb_per_s"]] if rows else []),
-        PYTHONPATH=python_path(),
-    )
+    script = [sys.executable, f"bench/gpu_{family}.py", "--device", f"{kind}:0", "--json", figures]
+    session.run(family, script + options, PYTHONPATH=python_path())
     return json.loads(figures.read_text()) if figures.exists() else {}
 
 
@@ -217,6 +219,26 @@ def lut_table(figures: dict) -> str:
             lines.append(f"| {name} | {t['median']:.2f} | {t['p10']:.2f}-{t['p90']:.2f} |")
     if "bound_ms" in figures:
         lines += ["", f"The rows at copy bandwidth take {figures['bound_ms']:.2f} ms."]
+    return "\n".join(lines) + "\n"
+
+
+def mlstm_table(figures: dict) -> str:
+    if not figures:
+        return ""
+    b, nh, length, dqk, dv = figures["shape"]
+    lines = [
+        "",
+        f"mLSTM, {figures['tokens']} tokens of bfloat16 (B {b}, NH {nh}, S {length}, DHQK {dqk}, DHHV {dv}):",
+        "",
+        "| pass | trivium ms | p10-p90 | TFLOP/s | mlstm_kernels (Triton) ms |",
+        "|---|---|---|---|---|",
+    ]
+    for key, name in (("forward", "forward"), ("both", "forward and backward")):
+        t, peer = figures[f"trivium_{key}_ms"], figures.get(f"mlstm_kernels_{key}_ms")
+        theirs = f"{peer['median']:.2f}" if peer else "-"
+        lines.append(
+            f"| {name} | {t['median']:.2f} | {t['p10']:.2f}-{t['p90']:.2f} | {figures[f'{key}_tflops']:.0f} | {theirs} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,12 @@ def script(*command):
 def test_a_dry_run_names_every_measurement():
     run = script("scripts/hardware.py", "--dry-run", "--device", "cuda", "--parts", "build", "test", "bench")
     assert run.returncode == 0, run.stderr
-    for part in ("trivium_gpu_kernels cuda:0", "bench/gpu.py", "bench/gpu_lut.py --device cuda:0"):
+    for part in (
+        "trivium_gpu_kernels cuda:0",
+        "bench/gpu.py",
+        "bench/gpu_lut.py --device cuda:0",
+        "bench/gpu_mlstm.py --device",
+    ):
         assert part in run.stdout
     for name in run.stdout.split():
         if name.startswith("tests/python/"):
@@ -36,6 +41,13 @@ def test_the_lut_step_runs_at_a_tiny_size(backend):
         assert run.stdout.rstrip().endswith("step_ms")
 
 
+@pytest.mark.backend
+def test_the_mlstm_passes_run_at_a_tiny_size(backend):
+    run = script("bench/gpu_mlstm.py", "--device", backend, "--small", "--rounds", "1")
+    assert run.returncode == 0, run.stderr
+    assert "tried: trivium_forward_ms trivium_both_ms" in run.stdout
+
+
 def test_the_lut_step_counts_the_reference_model():
     """lut.md 9.1 and 9.3: 812.7 M parameters; 4.06 M row reads and 520 MB a layer in one forward pass."""
     sys.path.insert(0, str(ROOT / "bench"))
@@ -51,7 +63,26 @@ def test_the_lut_step_counts_the_reference_model():
     assert 30 * one_layer < gpu_lut.traffic_bytes(c, 128) < 30 * one_layer * 1.05
 
 
+@pytest.mark.parametrize("family", ["lut", "mlstm"])
 @pytest.mark.parametrize("device", ["cpu", "emu32"])
-def test_the_lut_step_measures_gpus_alone(device):
-    run = script("bench/gpu_lut.py", "--device", device)
+def test_families_are_measured_on_gpus_alone(family, device):
+    run = script(f"bench/gpu_{family}.py", "--device", device)
     assert run.returncode != 0 and f"measures GPUs, not {device}" in run.stderr
+
+
+def test_the_tables_show_what_was_measured():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import hardware
+
+    ms = {"median": 4.5, "p10": 4.25, "p90": 4.75}
+    figures = {
+        "shape": [8, 8, 8192, 256, 512],
+        "tokens": 65536,
+        "trivium_forward_ms": ms,
+        "forward_tflops": 97.4,
+    }
+    figures |= {"trivium_both_ms": ms, "both_tflops": 61.0, "mlstm_kernels_both_ms": {"median": 21.1}}
+    table = hardware.mlstm_table(figures)
+    assert "65536 tokens" in table and "| forward | 4.50 | 4.25-4.75 | 97 | - |" in table
+    assert "| forward and backward | 4.50 | 4.25-4.75 | 61 | 21.10 |" in table
+    assert hardware.mlstm_table({}) == ""
