@@ -26,6 +26,6 @@ def test_on(device):
         timeout=500,
     )
     if run.returncode == 77:
-        pytest.skip(run.stdout.strip().splitlines()[-1])
+        pytest.skip((run.stdout + run.stderr).strip().splitlines()[-1])
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout and " failed" not in run.stdout
