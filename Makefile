@@ -57,6 +57,7 @@ BENCH_MODEL := build/bench/gpt-oss-20b-4-layers
 bench: install $(VENV)/.test-ready build/bench $(BENCH_MODEL)/model.safetensors  ## speed beside transformers and the machine's limits (writes a 4.2 GB model first)
 	$(BIN)/python bench/moe.py $(BENCH_MODEL) --roof build/bench/bench/trivium_roof
 	$(BIN)/python bench/lut.py --roof build/bench/bench/trivium_lut_roof
+	$(BIN)/python bench/mlstm.py --roof build/bench/bench/trivium_roof
 
 $(BENCH_MODEL)/model.safetensors: | $(BIN)/python
 	$(BIN)/python bench/make_checkpoint.py $(BENCH_MODEL)
