@@ -1,0 +1,169 @@
+"""The mLSTM's forward pass over the grid of lengths, chunks and head sizes, long sequences and states beyond 2^31."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trivium import mlstm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "oracles"))
+import mlstm_oracle as oracle  # noqa: E402
+
+LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 256, 500, 1000, 4096)
+
+
+def inputs(b, nh, s, dq, dv, seed=0, i=0.0, f=1.0):
+    rng = np.random.default_rng(seed)
+    shapes = ((b, nh, s, dq), (b, nh, s, dq), (b, nh, s, dv), (b, nh, s), (b, nh, s))
+    x = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    x[3] += np.float32(i)
+    x[4] += np.float32(f)
+    return x
+
+
+def relative(got, want):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+def expect_outputs(out, want, limit=2e-6):
+    """relative L2 of all outputs, and the error of rows: 99 % of them and the worst."""
+    assert np.isfinite(np.asarray(out.matH)).all()
+    assert relative(out.matH, want) < limit
+    error = np.sqrt(((np.asarray(out.matH, np.float64) - want) ** 2).mean(-1))
+    rows = error / np.maximum(np.sqrt((np.asarray(want, np.float64) ** 2).mean(-1)), 1e-30)
+    assert np.quantile(rows, 0.99) < 1e-5 * limit / 2e-6
+    assert rows.max() < 1e-4 * limit / 2e-6
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_lengths_and_chunks_match_the_recurrence(length):
+    x = inputs(1, 2, length, 8, 12, seed=length)
+    want, *_ = oracle.recurrent_fw(*(a.astype(np.float64) for a in x))
+    expect_outputs(mlstm.recurrent_sequence(*x), want)
+    for chunk in (1, 16, 32, 64, 128, 256):
+        expect_outputs(mlstm.chunkwise_fw(*x, CHUNK_SIZE=chunk), want)
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [(16, 16), (24, 48), (48, 96), (64, 128), (128, 64), (256, 512), (512, 512), (1, 1), (3, 5), (256, 1024)],
+)
+def test_head_sizes_match_the_oracle(heads):
+    x = inputs(1, 2, 70, *heads, seed=sum(heads))
+    want = oracle.parallel_fw(*(a.astype(np.float64) for a in x))[0]
+    expect_outputs(mlstm.chunkwise_fw(*x), want)
+
+
+@pytest.mark.parametrize("b", [1, 2, 3, 8])
+@pytest.mark.parametrize("nh", [1, 2, 3, 8])
+def test_batches_and_heads_match_the_oracle(b, nh):
+    x = inputs(b, nh, 33, 6, 10, seed=10 * b + nh)
+    want = oracle.parallel_fw(*(a.astype(np.float64) for a in x))[0]
+    expect_outputs(mlstm.chunkwise_fw(*x, CHUNK_SIZE=16), want)
+
+
+def test_nothing_is_forgotten_over_a_long_sequence():
+    """f = 50: log sigmoid(f) is about -2e-22, and the first token counts as much as the last. The denominator is a
+    random walk that passes zero; rows count where it is 0.1 |q| |n| / sqrt(DHQK) or more."""
+    x = inputs(1, 1, 16384, 8, 8, seed=3)
+    x[4][:] = 50
+    exact = [a.astype(np.float64) for a in x]
+    want, *_ = oracle.recurrent_fw(*exact)
+    q, k, _, i, _ = exact
+    n = np.cumsum(np.exp(i)[..., None] * k, 2)
+    lengths = np.linalg.norm(q, axis=-1) * np.linalg.norm(n, axis=-1)
+    kept = np.abs((q * n).sum(-1)) >= 0.1 * lengths
+    assert kept.mean() > 0.7
+    for out in (mlstm.chunkwise_fw(*x), mlstm.recurrent_sequence(*x)):
+        got = np.asarray(out.matH)
+        assert np.isfinite(got).all()
+        assert relative(got[kept], want[kept]) < 8e-6
+
+
+def test_small_outputs_keep_their_accuracy():
+    x = inputs(1, 1, 300, 16, 16, seed=5, i=-10)
+    x[4][:] = np.linspace(3, 6, 300, dtype=np.float32)
+    want, *_ = oracle.recurrent_fw(*(a.astype(np.float64) for a in x))
+    assert np.abs(want).max() < 1e-2
+    expect_outputs(mlstm.chunkwise_fw(*x), want)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-6, 1e-2])
+@pytest.mark.parametrize("scale", [None, 0.03, 1.5])
+def test_eps_and_scale(eps, scale):
+    x = inputs(1, 2, 50, 8, 8, seed=6)
+    want = oracle.parallel_fw(*(a.astype(np.float64) for a in x), qk_scale=scale, eps=eps)[0]
+    expect_outputs(mlstm.chunkwise_fw(*x, qk_scale=scale, EPS=eps, CHUNK_SIZE=16), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [65536, 262144])
+def test_long_sequences_match_the_recurrence(length):
+    x = inputs(1, 1, length, 16, 16, seed=length, f=5)
+    chunked = mlstm.chunkwise_fw(*x, return_last_states=True)
+    stepped = mlstm.recurrent_sequence(*x, return_last_states=True)
+    at = np.unique(np.r_[0:64, np.random.default_rng(1).integers(0, length, 2000), length - 64 : length])
+    got, want = np.asarray(chunked.matH)[:, :, at], np.asarray(stepped.matH)[:, :, at]
+    assert np.isfinite(got).all()
+    assert relative(got, want) < 8e-6
+    scale = np.exp(np.asarray(chunked.last_states.m) - np.asarray(stepped.last_states.m))[..., None]
+    assert relative(np.asarray(chunked.last_states.n) * scale, stepped.last_states.n) < 8e-6
+
+
+def test_the_sigmoid_gates_gradients_without_a_denominator():
+    """normalize=False: h = q C / sqrt(d) alone; against differences of the float64 oracle."""
+    x = inputs(1, 2, 21, 4, 6, seed=9)
+    dh = np.random.default_rng(2).standard_normal((1, 2, 21, 6)).astype(np.float32)
+    options = {"sigmoid_input_gate": True, "normalize": False, "CHUNK_SIZE": 16}
+    out = mlstm.chunkwise_fw(*x, **options)
+    exact = [a.astype(np.float64) for a in x]
+    assert relative(out.matH, oracle.siging_fw(*exact, normalize=False)[0]) < 2e-6
+    got = mlstm.chunkwise_bw(*x, vecN_out=out.vecN_out, vecM_out=out.vecM_out, matDeltaH=dh, **options)
+
+    def loss():
+        return (oracle.siging_fw(*exact, normalize=False)[0] * dh).sum()
+
+    for gradient, a in zip(got, exact):
+        want, step = np.zeros_like(a), 1e-5
+        for place in np.ndindex(a.shape):
+            kept = a[place]
+            a[place] = kept + step
+            above = loss()
+            a[place] = kept - step
+            want[place] = (above - loss()) / (2 * step)
+            a[place] = kept
+        assert relative(gradient, want) < 1e-5
+
+
+def free_bytes():
+    for line in open("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+def test_states_beyond_two_to_the_31st_element():
+    """8193 chunks of states of 512 x 512: the last block begins at element 2^31 of C."""
+    chunk, chunks, head = 16, 8192, 512
+    if free_bytes() < 14 << 30:
+        pytest.skip("14 GiB of free memory are needed for 2^31 states")
+    x = inputs(1, 1, chunk * chunks, head, head, seed=1, f=3)
+    out = mlstm.chunkwise_fw(*x, CHUNK_SIZE=chunk, return_all_states=True, return_last_states=True)
+    c = np.from_dlpack(out.all_states.C)
+    assert c.size > 2**31
+    for at in (chunks, chunks - 1):  # beyond the boundary, and the last before it
+        short = [a[:, :, (at - 40) * chunk : at * chunk] for a in x]
+        begin = (at - 40) * head
+        state = {
+            "matC_initial": c[:, :, begin : begin + head],
+            "vecN_initial": np.asarray(out.all_states.n)[:, :, begin : begin + head],
+            "scaM_initial": np.asarray(out.all_states.m)[:, :, at - 40],
+        }
+        again = mlstm.chunkwise_fw(*short, **state, CHUNK_SIZE=chunk, return_last_states=True).last_states
+        assert relative(c[:, :, at * head : (at + 1) * head], again.C) < 1e-5
+    assert np.array_equal(c[:, :, chunks * head :], np.asarray(out.last_states.C))
