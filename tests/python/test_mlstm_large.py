@@ -84,6 +84,95 @@ def test_nothing_is_forgotten_over_a_long_sequence():
         assert relative(got[kept], want[kept]) < 8e-6
 
 
+GATES = (-100, -60, -50, 0, 50, 60, 100)
+
+
+def gate_cases(length):
+    """Constant pairs, alternating, wide random, a forget gate of -1000, and input gates that rise and fall."""
+    time = np.arange(length, dtype=np.float32)
+    rng = np.random.default_rng(4)
+    for i in GATES:
+        for f in GATES:
+            yield f"i {i}, f {f}", np.full(length, i), np.full(length, f)
+    swing = np.where(time % 2 == 0, 60, -60)
+    yield "alternating", swing, -swing
+    yield "random", 30 * rng.standard_normal(length), 30 * rng.standard_normal(length)
+    yield "f -1000", np.zeros(length), np.full(length, -1000)
+    yield "rising", 200 * time / length, np.ones(length)
+    yield "falling", -200 * time / length, np.ones(length)
+
+
+def test_extreme_gates_match_the_oracle():
+    x = inputs(1, 1, 80, 8, 8, seed=8)
+    x[0], x[1] = np.abs(x[0]), np.abs(x[1])  # denominators that do not cancel
+    dh = np.random.default_rng(3).standard_normal(x[2].shape).astype(np.float32)
+    for name, i, f in gate_cases(80):
+        x[3], x[4] = (np.asarray(g, np.float32)[None, None] for g in (i, f))
+        exact = [a.astype(np.float64) for a in x]
+        options = {"L": 16, "m_floor": -10.0}
+        want = oracle.chunkwise_fw(**dict(zip("qkvif", exact)), **options)[0]
+        out = mlstm.chunkwise_fw(*x, CHUNK_SIZE=16)
+        assert np.isfinite(np.asarray(out.matH)).all(), name
+        error = np.linalg.norm(np.asarray(out.matH, np.float64) - want)
+        assert error < 8e-6 * np.linalg.norm(want) + 1e-30, (name, error, np.linalg.norm(want))
+        gradients = mlstm.chunkwise_bw(
+            *x, vecN_out=out.vecN_out, vecM_out=out.vecM_out, matDeltaH=dh, CHUNK_SIZE=16
+        )
+        for gradient in gradients[:5]:
+            assert np.isfinite(np.asarray(gradient)).all(), name
+
+
+def test_approximate_gradients_are_close_behind_a_layer_norm():
+    """mlstm.md 7.1: a loss that normalises h over its head takes away the part in which the modes differ."""
+    x = inputs(2, 2, 60, 16, 16, seed=11, i=-1, f=3)
+    out = mlstm.chunkwise_fw(*x)
+    h = np.asarray(out.matH, np.float64)
+    g = np.random.default_rng(5).standard_normal(h.shape)
+    centred = h - h.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True))
+    y = centred / deviation
+    dh = (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True)) / deviation
+    exact, approx = (
+        mlstm.chunkwise_bw(
+            *x,
+            vecN_out=out.vecN_out,
+            vecM_out=out.vecM_out,
+            matDeltaH=dh.astype(np.float32),
+            grad_mode=mode,
+        )
+        for mode in ("exact", "approx")
+    )
+    for a, b in zip(approx[:5], exact[:5]):
+        assert relative(a, b) < 1e-2
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1024])
+def test_a_step_of_any_batch_is_the_oracles(batch):
+    x, state, _ = oracle.make_inputs(B=batch, NH=2, S=1, DQ=6, DV=10, seed=batch)
+    q, k, v, i, f = (x[name].astype(np.float32) for name in "qkvif")
+    c, n, m = (state[name].astype(np.float32) for name in ("C0", "n0", "m0"))
+    want, *_ = oracle.recurrent_fw(**x, **state)
+    got = mlstm.recurrent_sequence(q, k, v, i, f, c, n, m)
+    assert relative(got.matH, want) < 2e-6
+
+
+def test_a_thousand_steps_are_the_sequence():
+    x = inputs(2, 2, 1000, 8, 8, seed=12, f=4)
+    whole = mlstm.recurrent_sequence(*x)
+    c, n, m = (
+        np.zeros((2, 2, 8, 8), np.float32),
+        np.zeros((2, 2, 8), np.float32),
+        np.zeros((2, 2), np.float32),
+    )
+    rows = []
+    for t in range(1000):
+        q, k, v, i, f = (np.ascontiguousarray(a[:, :, t : t + 1]) for a in x)
+        out = mlstm.recurrent_sequence(q, k, v, i, f, c, n, m, return_last_states=True)
+        rows.append(np.asarray(out.matH))
+        c, n, m = (np.asarray(s) for s in out.last_states)
+    assert np.array_equal(np.concatenate(rows, 2), np.asarray(whole.matH))
+
+
 def test_small_outputs_keep_their_accuracy():
     x = inputs(1, 1, 300, 16, 16, seed=5, i=-10)
     x[4][:] = np.linspace(3, 6, 300, dtype=np.float32)
