@@ -24,6 +24,7 @@ struct Runs {
   std::condition_variable changed;
   std::vector<CancelToken*> tokens;
   bool closed = false;
+  std::thread::id exiting;  // who closed them
 };
 
 Runs& runs() {
@@ -31,17 +32,37 @@ Runs& runs() {
   return *instance;
 }
 
+// Python 3.11 ends a daemon thread that asks for the GIL during interpreter exit by unwinding it, and C++
+// destructors that reacquire the GIL turn that into std::terminate. Such a thread stays here, without the
+// GIL, until the process ends. The exiting thread itself, in a later atexit hook, does not.
+void park_during_exit() {
+  if (std::this_thread::get_id() == runs().exiting) return;
+  PyEval_SaveThread();
+  for (;;) std::this_thread::sleep_for(1h);
+}
+
 class ActiveRun {
  public:
   explicit ActiveRun(CancelToken& token) : token_(&token) {
-    const std::lock_guard lock(runs().mutex);
-    if (runs().closed) throw Error("the interpreter is shutting down");
-    runs().tokens.push_back(token_);
+    bool closed;
+    {
+      const std::lock_guard lock(runs().mutex);
+      closed = runs().closed;
+      if (!closed) runs().tokens.push_back(token_);
+    }
+    if (!closed) return;
+    park_during_exit();
+    throw Error("the interpreter is shutting down");
   }
   ~ActiveRun() {
-    const std::lock_guard lock(runs().mutex);
-    std::erase(runs().tokens, token_);
-    runs().changed.notify_all();
+    bool closed;
+    {
+      const std::lock_guard lock(runs().mutex);
+      std::erase(runs().tokens, token_);
+      runs().changed.notify_all();
+      closed = runs().closed;
+    }
+    if (closed) park_during_exit();
   }
   ActiveRun(const ActiveRun&) = delete;
   ActiveRun& operator=(const ActiveRun&) = delete;
@@ -54,6 +75,7 @@ void close_runs() {
   const py::gil_scoped_release release;
   std::unique_lock lock(runs().mutex);
   runs().closed = true;
+  runs().exiting = std::this_thread::get_id();
   for (CancelToken* token : runs().tokens) token->cancel();
   runs().changed.wait_for(lock, kExitPatience, [] { return runs().tokens.empty(); });
 }
