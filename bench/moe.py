@@ -19,14 +19,16 @@ from pathlib import Path
 PREFILL, DECODE, BATCH, BATCH_DECODE, CONTEXT = 512, 24, 32, 12, 16
 
 
-def decode_bytes(c: dict) -> int:
-    """Bytes of weights one token of one sequence reads: dense bf16, top-k experts MXFP4, the unembedding's 8-bit
-    copy (the rows a greedy choice then multiplies in full are few and not counted)."""
+def decode_bytes(c: dict, level: str) -> int:
+    """Bytes of weights one token of one sequence reads: dense bf16, top-k experts MXFP4, the unembedding's copy in
+    6 or 8 bits (the rows a greedy choice then multiplies in full are few and not counted)."""
     h, i, q = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"] * c["head_dim"]
     kv, e, k = c["num_key_value_heads"] * c["head_dim"], c["num_local_experts"], c["num_experts_per_tok"]
     attention = 2 * (h * (q + 2 * kv) + q * h + q + 2 * kv + h + c["num_attention_heads"])
     layer = attention + 2 * (e * h + e + 2 * h) + k * (3 * h * i * 17 // 32 + 2 * (2 * i + h))
-    return c["num_hidden_layers"] * layer + c["vocab_size"] * (-(-h // 64) * 64 + 12)
+    return c["num_hidden_layers"] * layer + c["vocab_size"] * (
+        -(-h // 64) * (48 if level == "avx512-bf16" else 64) + 12
+    )
 
 
 def prompt(length: int, seed: int, vocab: int) -> list[int]:
@@ -143,7 +145,7 @@ def main() -> None:
     theirs = None if a.no_peer else Transformers(a.checkpoint, a.threads)
     samples, machine = measure(ours, theirs, a.rounds, a.roof)
     median = {name: statistics.median(values) for name, values in samples.items()}
-    bound = machine["read_bytes_per_s"] / decode_bytes(config)
+    bound = machine["read_bytes_per_s"] / decode_bytes(config, machine["level"])
     figures = {
         "machine": machine,
         "layers": config["num_hidden_layers"],

@@ -34,6 +34,7 @@ int device_count(DeviceKind kind);  // 0 when the backend cannot be had; never t
 const char* build_id();             // "0.1.0+<commit>"
 std::string cpu_level();            // "avx512-bf16", "avx2" or "scalar"; TRIVIUM_CPU_LEVEL forces one
 bool cpu_has_bf16_dot();            // whether bfloat16 is the faster precision here
+int cpu_screen_bits();              // of an element of ops::make_row_screen's copies: 6 or 8
 
 // The stream of a GPU that calls without one share; each such call waits for its work.
 StreamHandle* default_stream(Device device);

@@ -231,6 +231,7 @@ const LevelKernels& level_kernels() {
   static constexpr LevelKernels kTable{
       .name = kName,
       .bf16_dot = kBf16Dot,
+      .screen_bits = static_cast<int>(kGroupBytes * 8 / kScreenGroup),
       .linear = linear,
       .linear_maximum = linear_maximum,
       .moe_gate_up = moe_gate_up,

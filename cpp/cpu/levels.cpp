@@ -16,9 +16,11 @@ bool runs_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
+// What every CPU with AVX512-BF16 has but Cooper Lake, which lacks VBMI and runs as avx2.
 bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
          __builtin_cpu_supports("avx512bf16");
 }
 
@@ -73,5 +75,6 @@ void* second_scratch(int64_t bytes) { return t_second.get(bytes); }
 
 std::string cpu_level() { return cpu::current_level().name; }
 bool cpu_has_bf16_dot() { return cpu::current_level().bf16_dot; }
+int cpu_screen_bits() { return cpu::current_level().screen_bits; }
 
 }  // namespace trivium

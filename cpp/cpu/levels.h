@@ -21,6 +21,7 @@ struct MlstmKernels {
 struct LevelKernels {
   const char* name;  // "scalar", "avx2", "avx512-bf16"
   bool bf16_dot;     // a bf16 dot instruction: bfloat16 is the faster precision
+  int screen_bits;   // of linear_maximum's copies, RowScreenView
   void (*linear)(const LinearArgs&);
   void (*linear_maximum)(const LinearMaximumArgs&);
   void (*moe_gate_up)(const MoeGateUpArgs&);

@@ -61,16 +61,36 @@ struct LinearArgs {  // y = x w^T + bias (+ y when accumulate), float32 accumula
   int32_t accumulate;
 };
 
-// An 8-bit copy of a weight matrix and what it says about products with the original w [n, k]: in exact
-// arithmetic |x . w[r] - step[r] (x . rows[r])| <= |x| error[r], norms being Euclidean. error[r] also covers
-// the rounding of a float32 product; where it is +inf the copy says nothing about the row.
+// A copy q of a weight matrix w [n, k] in few bits and what it says about products with it: in exact
+// arithmetic |x . w[r] - step[r] (x . q[r])| <= |x| error[r], norms being Euclidean. error[r] also covers the
+// rounding of a float32 product; where it is +inf the copy says nothing about the row. q's elements are
+// signed bytes, or where the CPU level decodes them fast (registry.h, cpu_screen_bits) kScreenLevels of 6-bit
+// codes: element i is that of bits 6 i .. 6 i + 5 of its row.
 struct RowScreenView {
-  const int8_t* rows;  // [n, stride]; zeros from column k on
-  const float* step;   // [n]
-  const float* error;  // [n]
-  const float* norm;   // [n] upper bound of |step[r] rows[r]|
-  int64_t stride;      // a multiple of 64
+  const uint8_t* codes;  // [n, row_bytes]
+  const float* step;     // [n]
+  const float* error;    // [n]
+  const float* norm;     // [n] upper bound of |step[r] q[r]|
+  int64_t row_bytes;     // of whole groups; what is behind column k counts for nothing
 };
+
+inline constexpr int64_t kScreenGroup = 64;  // columns
+
+// Denser where weights are, so that a normal row's error is 0.8 of even steps'.
+struct alignas(64) ScreenLevels {
+  int8_t of_code[64];
+};
+constexpr ScreenLevels make_screen_levels() {
+  ScreenLevels levels{};
+  for (int code = 0; code < 32; ++code) {
+    const double u = (2 * code + 1) / 63.0, cube = u * u * u;
+    const int level = static_cast<int>(127 * (0.45 * u + 0.35 * cube + 0.2 * cube * u * u) + 0.5);
+    levels.of_code[32 + code] = static_cast<int8_t>(level);
+    levels.of_code[31 - code] = static_cast<int8_t>(-level);
+  }
+  return levels;
+}
+inline constexpr ScreenLevels kScreenLevels = make_screen_levels();
 
 // y[i, r] = x[i] . w[r], the bits linear gives, for every r that may hold row i's maximum; -inf for others.
 struct LinearMaximumArgs {

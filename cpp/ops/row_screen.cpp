@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "core/parallel.h"
@@ -10,26 +11,59 @@
 namespace trivium::ops {
 namespace {
 
-constexpr int64_t kAlign = 64;
-constexpr int kLargest = 127;
+constexpr int kLargest = 127;        // of kScreenLevels
 constexpr float kSmallest = 1e-30f;  // rows below it would need care with subnormal numbers
 
-int64_t stride_of(int64_t k) { return (k + kAlign - 1) / kAlign * kAlign; }
+int64_t row_bytes(int64_t k) {
+  return (k + kScreenGroup - 1) / kScreenGroup * kScreenGroup * cpu_screen_bits() / 8;
+}
 
 float above(double x) {
   return std::nextafter(static_cast<float>(x), std::numeric_limits<float>::infinity());
 }
 
-// Adding and taking away 1.5 * 2^23 rounds a float below 2^22 to the nearest integer, in a way compilers
-// vectorise on every level.
-constexpr float kRounder = 12582912.0f;
+// The code whose level is nearest to i - 127.
+struct NearestCodes {
+  uint8_t of[2 * kLargest + 1];
+};
+constexpr NearestCodes make_nearest_codes() {
+  NearestCodes nearest{};
+  for (int i = 0, code = 0; i <= 2 * kLargest; ++i) {
+    const auto distance = [i](int c) {
+      const int d = i - kLargest - kScreenLevels.of_code[c];
+      return d < 0 ? -d : d;
+    };
+    while (code < 63 && distance(code + 1) < distance(code)) ++code;
+    nearest.of[i] = static_cast<uint8_t>(code);
+  }
+  return nearest;
+}
+constexpr NearestCodes kNearestCodes = make_nearest_codes();
 
 struct RowFigures {
   float step = 0, error = std::numeric_limits<float>::infinity(), norm = 0;
 };
 
-// Fills q where there are bounds.
-RowFigures quantise(const bf16* w, int64_t k, int8_t* q) {
+// Codes of at most eight values of [-127, 127], and what they cost.
+template <int kBits>
+uint64_t quantise_eight(const bf16* w, int count, float inverse, float* rest, float* square) {
+  uint64_t bits = 0;
+  for (int i = 0; i < count; ++i) {
+    const float scaled = to_float(w[i]) * inverse;
+    const int nearest = static_cast<int>(scaled + (kLargest + 0.5f));
+    const uint8_t code = kNearestCodes.of[nearest];
+    const int level = kBits == 6 ? int{kScreenLevels.of_code[code]} : nearest - kLargest;
+    const auto value = static_cast<float>(level);
+    *rest += (scaled - value) * (scaled - value);
+    *square += value * value;
+    bits |= uint64_t{kBits == 6 ? code : static_cast<uint8_t>(level)} << (kBits * i);
+  }
+  return bits;
+}
+
+// Fills codes where there are bounds.
+template <int kBits>
+RowFigures quantise(const bf16* w, int64_t k, uint8_t* codes) {
   float largest = 0;
   bool finite = true;
   for (int64_t i = 0; i < k; ++i) {
@@ -42,14 +76,11 @@ RowFigures quantise(const bf16* w, int64_t k, int8_t* q) {
   double rest = 0, square = 0;
   constexpr int64_t kRun = 256;  // float sums stay short
   for (int64_t start = 0; start < k; start += kRun) {
-    const int64_t end = std::min(k, start + kRun);
     float rest_run = 0, square_run = 0;
-    for (int64_t i = start; i < end; ++i) {
-      const float scaled = to_float(w[i]) * inverse;
-      const float rounded = (scaled + kRounder) - kRounder;
-      q[i] = static_cast<int8_t>(rounded);
-      rest_run += (scaled - rounded) * (scaled - rounded);
-      square_run += rounded * rounded;
+    for (int64_t i = start; i < std::min(k, start + kRun); i += 8) {
+      const uint64_t bits = quantise_eight<kBits>(w + i, static_cast<int>(std::min<int64_t>(8, k - i)),
+                                                  inverse, &rest_run, &square_run);
+      std::memcpy(codes + i / 8 * kBits, &bits, kBits);  // little-endian: the low bytes
     }
     rest += double{rest_run};
     square += double{square_run};
@@ -65,27 +96,28 @@ RowFigures quantise(const bf16* w, int64_t k, int8_t* q) {
 }  // namespace
 
 RowScreenView RowScreen::view() const {
-  return {rows.data_as<int8_t>(), step.data_as<float>(), error.data_as<float>(), norm.data_as<float>(),
-          rows.dim(1)};
+  return {codes.data_as<uint8_t>(), step.data_as<float>(), error.data_as<float>(), norm.data_as<float>(),
+          codes.dim(1)};
 }
 
 int64_t RowScreen::bytes(const Shape& weight) {
-  return weight[0] * (stride_of(weight[1]) + 3 * static_cast<int64_t>(sizeof(float)));
+  return weight[0] * (row_bytes(weight[1]) + 3 * static_cast<int64_t>(sizeof(float)));
 }
 
 RowScreen make_row_screen(const Weight& w, const CancelToken* cancel) {
   TRIVIUM_CHECK(w.format == WeightFormat::bf16 && w.shape.rank() == 2 && w.device().kind == DeviceKind::cpu,
                 "make_row_screen: w is ", w.shape, " on ", w.device(),
                 ", expected a bfloat16 matrix on the CPU");
-  const int64_t n = w.shape[0], k = w.shape[1], stride = stride_of(k);
-  RowScreen screen{Tensor::zeros({n, stride}, Dtype::i8), Tensor::empty({n}, Dtype::f32),
+  const int64_t n = w.shape[0], k = w.shape[1], bytes = row_bytes(k);
+  RowScreen screen{Tensor::zeros({n, bytes}, Dtype::u8), Tensor::empty({n}, Dtype::f32),
                    Tensor::empty({n}, Dtype::f32), Tensor::empty({n}, Dtype::f32)};
   const bf16* from = w.data.data_as<bf16>();
+  const auto figures_of = cpu_screen_bits() == 6 ? quantise<6> : quantise<8>;
   constexpr int64_t kRows = 256;
   parallel_for((n + kRows - 1) / kRows, [&](int64_t task, int) {
     if (cancel) cancel->check();
     for (int64_t r = task * kRows; r < std::min(n, (task + 1) * kRows); ++r) {
-      const RowFigures figures = quantise(from + r * k, k, screen.rows.data_as<int8_t>() + r * stride);
+      const RowFigures figures = figures_of(from + r * k, k, screen.codes.data_as<uint8_t>() + r * bytes);
       screen.step.data_as<float>()[r] = figures.step;
       screen.error.data_as<float>()[r] = figures.error;
       screen.norm.data_as<float>()[r] = figures.norm;
@@ -103,8 +135,8 @@ void linear_maximum(const Tensor& x, const Weight& w, const RowScreen& screen, T
                     y.dim(0) == x.dim(0) && y.dim(1) == w.shape[0],
                 "linear_maximum: y is ", y.shape(), " ", y.dtype(), ", expected a contiguous float32 ",
                 Shape{x.dim(0), w.shape[0]});
-  TRIVIUM_CHECK(w.format == WeightFormat::bf16 && screen.rows.rank() == 2 &&
-                    screen.rows.dim(0) == w.shape[0] && screen.rows.dim(1) == stride_of(w.shape[1]),
+  TRIVIUM_CHECK(w.format == WeightFormat::bf16 && screen.codes.rank() == 2 &&
+                    screen.codes.dim(0) == w.shape[0] && screen.codes.dim(1) == row_bytes(w.shape[1]),
                 "linear_maximum: the screen was not made of w ", w.shape);
   const LinearMaximumArgs args{.x = x.data(),
                                .w = w.view(),

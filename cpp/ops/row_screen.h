@@ -1,6 +1,6 @@
-// Finding the largest product without computing all of them: an 8-bit copy of a weight matrix bounds every
-// row's product with x, and only rows whose bounds reach the largest lower bound are multiplied in full. The
-// result is exact; half of the matrix's bytes are not read. On the CPU only.
+// Finding the largest product without computing all of them: a copy of a weight matrix in 6 or 8 bits
+// bounds every row's product with x, and only rows whose bounds reach the largest lower bound are multiplied
+// in full. The result is exact; most of a bf16 matrix's bytes are not read. On the CPU only.
 #pragma once
 
 #include "core/cancel.h"
@@ -10,9 +10,9 @@
 
 namespace trivium::ops {
 
-// The 8-bit copy: row r is close to step[r] * rows[r]. See RowScreenView for what is bounded.
+// The copy; see RowScreenView for what is bounded.
 struct RowScreen {
-  Tensor rows;   // i8 [n, k rounded up to 64]
+  Tensor codes;  // u8 [n, row bytes]
   Tensor step;   // f32 [n]
   Tensor error;  // f32 [n]
   Tensor norm;   // f32 [n]
