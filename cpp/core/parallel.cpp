@@ -5,15 +5,19 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "core/error.h"
 
 namespace trivium {
 namespace {
@@ -133,11 +137,15 @@ int available_cpus() {
 }
 
 int default_threads() {
-  if (const char* text = std::getenv("TRIVIUM_NUM_THREADS")) {
-    const int n = std::atoi(text);
-    if (n > 0) return std::min(n, kMaxThreads);
-  }
-  return available_cpus();
+  const char* variable = std::getenv("TRIVIUM_NUM_THREADS");
+  if (!variable) return available_cpus();
+  const std::string_view text = variable;
+  int n = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+  TRIVIUM_CHECK(error == std::errc() && end == text.data() + text.size() && n >= 1 && n <= kMaxThreads,
+                "TRIVIUM_NUM_THREADS is \"", printable(text), "\", expected an integer from 1 to ",
+                kMaxThreads);
+  return n;
 }
 
 // A fork waits for the job of another thread, so that the child never inherits a pool that is half made.

@@ -8,7 +8,8 @@
 namespace trivium {
 
 // Workers used by parallel_for, the caller included. Default: TRIVIUM_NUM_THREADS, else the CPUs in the
-// affinity mask capped by the cgroup quota. set_num_threads(0) restores the default.
+// affinity mask capped by the cgroup quota; InvalidArgument for a variable that is not 1 to 1024.
+// set_num_threads(0) restores the default.
 int num_threads();
 void set_num_threads(int n);
 

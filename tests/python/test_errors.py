@@ -118,3 +118,24 @@ print([r.levelname + " " + r.getMessage() for r in records])
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" in done.stdout and "backends" in done.stdout
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-2", "2x", "", "99999999999"])
+def test_a_bad_number_of_threads_in_the_environment_is_refused(value):
+    """Not replaced by another number without a word; what the program sets itself is not affected."""
+    code = """
+import trivium
+try:
+    trivium.num_threads()
+except ValueError as error:
+    print(error)
+trivium.set_num_threads(2)
+print(trivium.num_threads())
+"""
+    env = {**os.environ, "TRIVIUM_NUM_THREADS": value}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f'TRIVIUM_NUM_THREADS is "{value}", expected an integer from 1 to 1024',
+        "2",
+    ]
