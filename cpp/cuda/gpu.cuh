@@ -51,6 +51,7 @@
 //                                  does nothing; arguments are copied; a launch that fails is a DeviceError
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 
 #include "core/backend.h"
@@ -67,6 +68,23 @@
 #endif
 
 namespace trivium::TRIVIUM_GPU_NS {
+
+// Beside the vendor's for floats.
+template <std::integral T>
+GPU_DEVICE T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <std::integral T>
+GPU_DEVICE T max(T a, T b) {
+  return a < b ? b : a;
+}
+// Two different integer types must not meet as floats.
+template <std::integral A, std::integral B>
+  requires(!std::same_as<A, B>)
+A min(A, B) = delete;
+template <std::integral A, std::integral B>
+  requires(!std::same_as<A, B>)
+A max(A, B) = delete;
 
 template <class T>
 GPU_DEVICE T from_float(float x) {

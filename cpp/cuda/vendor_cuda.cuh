@@ -4,7 +4,6 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
-#include <concepts>
 #include <cstdint>
 #include <type_traits>
 
@@ -166,21 +165,6 @@ GPU_DEVICE float abs(float x) { return ::fabsf(x); }
 GPU_DEVICE float floor(float x) { return ::floorf(x); }
 GPU_DEVICE float min(float a, float b) { return ::fminf(a, b); }
 GPU_DEVICE float max(float a, float b) { return ::fmaxf(a, b); }
-template <std::integral T>
-GPU_DEVICE T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <std::integral T>
-GPU_DEVICE T max(T a, T b) {
-  return a < b ? b : a;
-}
-// Two different integer types must not meet as floats.
-template <std::integral A, std::integral B>
-  requires(!std::same_as<A, B>)
-A min(A, B) = delete;
-template <std::integral A, std::integral B>
-  requires(!std::same_as<A, B>)
-A max(A, B) = delete;
 GPU_DEVICE float exp(float x) { return ::expf(x); }
 GPU_DEVICE float log(float x) { return ::logf(x); }
 GPU_DEVICE bool isnan(float x) { return x != x; }

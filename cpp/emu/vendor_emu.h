@@ -146,21 +146,6 @@ GPU_DEVICE float abs(float x) { return __builtin_fabsf(x); }
 GPU_DEVICE float floor(float x) { return __builtin_floorf(x); }
 GPU_DEVICE float min(float a, float b) { return __builtin_fminf(a, b); }
 GPU_DEVICE float max(float a, float b) { return __builtin_fmaxf(a, b); }
-template <std::integral T>
-GPU_DEVICE T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <std::integral T>
-GPU_DEVICE T max(T a, T b) {
-  return a < b ? b : a;
-}
-// Two different integer types must not meet as floats.
-template <std::integral A, std::integral B>
-  requires(!std::same_as<A, B>)
-A min(A, B) = delete;
-template <std::integral A, std::integral B>
-  requires(!std::same_as<A, B>)
-A max(A, B) = delete;
 GPU_DEVICE float exp(float x) { return __builtin_expf(x); }
 GPU_DEVICE float log(float x) { return __builtin_logf(x); }
 GPU_DEVICE float fast_exp(float x) { return __builtin_expf(x); }
