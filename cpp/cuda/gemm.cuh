@@ -42,7 +42,8 @@ struct GemmArgs {
 
 // Consecutive rows that meet one expert.
 struct RowBlock {
-  int64_t first, expert;
+  int64_t first;
+  int expert;
   int count;  // 0: nothing to do
 };
 
@@ -68,7 +69,7 @@ GPU_DEVICE RowBlock find_rows(const GemmArgs& a, int64_t index, int size) {
     const int lane = popcount(ballot(sum <= at));
     if (lane < kWarpSize) {
       const int first = shfl(begin + (at - sum + blocks) * size, lane), left = shfl(end, lane) - first;
-      return {first, e0 + lane, left < size ? left : size};
+      return {first, static_cast<int>(e0) + lane, left < size ? left : size};
     }
     before += shfl(sum, kWarpSize - 1);
   }
@@ -86,22 +87,18 @@ GPU_DEVICE const T* input_row(const GemmArgs& a, const RowBlock& rows, int r) {
 template <class T>
 struct InputRow {
   const T* data;
-  int left;  // columns from data on; a row that does not exist has none
-  GPU_DEVICE void set(const GemmArgs& a, const RowBlock& rows, int r, int k0, int k1) {
-    const int column = k0 + kLaneStep * Tile<T>::group();
+  bool there;
+  GPU_DEVICE void set(const GemmArgs& a, const RowBlock& rows, int r, int k0) {
+    there = r < rows.count;
     data = as<const T>(a.x);
-    left = 0;
-    if (r >= rows.count) return;
-    data = input_row<T>(a, rows, r) + column;
-    left = k1 - column;
+    if (there) data = input_row<T>(a, rows, r) + k0 + kLaneStep * Tile<T>::group();
   }
-  GPU_DEVICE void advance() {
-    data += kStep;
-    left -= kStep;
-  }
-  // 8 columns from `at` on; kAligned: they lie at a multiple of 16 bytes, and all are there or none.
+  GPU_DEVICE void advance() { data += kStep; }
+  // 8 columns from `at` on, of which the first `columns` after data exist; kAligned: they lie at a multiple of
+  // 16 bytes, and all are there or none.
   template <bool kAligned>
-  GPU_DEVICE void load(int at, T (&out)[8]) const {
+  GPU_DEVICE void load(int at, int columns, T (&out)[8]) const {
+    const int left = there ? columns : 0;
     if constexpr (kAligned) {
       constexpr int kVec = 16 / sizeof(T);
 #pragma unroll

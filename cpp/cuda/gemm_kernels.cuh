@@ -8,13 +8,13 @@ namespace trivium::TRIVIUM_GPU_NS {
 // x of products s to s + kInputs - 1.
 template <bool kAligned, class T, class Operand, int kInputs, int kRowTiles, int kRows>
 GPU_DEVICE void load_inputs(Operand (&in)[kInputs][kRowTiles], const InputRow<T> (&x)[kRowTiles][kRows],
-                            int s) {
+                            int columns, int s) {
 #pragma unroll
   for (int i = 0; i < kInputs; ++i)
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) x[m][r].template load<kAligned>(8 * (s + i), in[i][m].x[r]);
+      for (int r = 0; r < kRows; ++r) x[m][r].template load<kAligned>(8 * (s + i), columns, in[i][m].x[r]);
 }
 
 // acc = x[rows, k0..k1) w[n0.., k0..k1)^T of one warp. The next weights are under way while these are
@@ -23,9 +23,10 @@ template <class T, class W, int kRowTiles, int kColTiles>
 GPU_DEVICE void multiply_chunk(typename Tile<T>::Acc (&acc)[kRowTiles][kColTiles], const GemmArgs& a,
                                const RowBlock& rows, int64_t n0, int k0, int k1) {
   constexpr bool kAligned = !std::is_same_v<W, AnyFormat>;
-  // As many loads under way as the registers allow.
+  // As many loads under way as the registers allow. Float16 takes the most of them to become another type.
   constexpr bool kConverts = !std::is_same_v<T, W> && !std::is_same_v<W, Mxfp4>;
-  constexpr int kCount = !kAligned || sizeof(T) * sizeof(W) > 8 ? 1 : kConverts ? 2 : kProducts;
+  constexpr bool kLarge = sizeof(T) * sizeof(W) > (std::is_same_v<W, f16> ? 4 : 8);
+  constexpr int kCount = !kAligned || kLarge ? 1 : kConverts ? 2 : kProducts;
   // CDNA returns loads in order, so that waiting for x would wait for the next weights too: x goes first.
   constexpr int kInputs = kWarpSize == 64 ? kProducts : 1;
   using Weights = WeightTiles<T, W, kColTiles, kCount>;
@@ -33,17 +34,19 @@ GPU_DEVICE void multiply_chunk(typename Tile<T>::Acc (&acc)[kRowTiles][kColTiles
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
-    for (int r = 0; r < Tile<T>::kRows; ++r) x[m][r].set(a, rows, 16 * m + Tile<T>::row(r), k0, k1);
+    for (int r = 0; r < Tile<T>::kRows; ++r) x[m][r].set(a, rows, 16 * m + Tile<T>::row(r), k0);
   typename Weights::Place w;
-  Weights::set(w, a.w, rows.expert, a.n, a.k, n0, k0, k1);
+  Weights::set(w, rows.expert, a.n, a.k, n0, k0, k1);
   Weights now, next;
-  now.load(w, 0);
-  for (int at = k0; at < k1; at += kStep) {
+  now.load(w, a.w, a.k, 0);
+  for (int left = k1 - k0; left > 0; left -= kStep) {
     typename Tile<T>::Operand in[kInputs][kRowTiles];
+    const int columns = w.left;  // of this step; w may be at the next one already
 #pragma unroll
     for (int s = 0; s < kProducts; ++s) {
-      if (s % kInputs == 0) load_inputs<kAligned>(in, x, s);
-      if (s % kCount == 0) next.load(w, s + kCount);
+      if (s % kInputs == 0) load_inputs<kAligned>(in, x, columns, s);
+      if constexpr (kConverts) sync_warp();  // no loads of later products: registers
+      if (s % kCount == 0) next.load(w, a.w, a.k, s + kCount);
       typename Tile<T>::Operand b[kColTiles];
       now.decode(s % kCount, b);
 #pragma unroll
@@ -63,7 +66,7 @@ GPU_DEVICE void multiply_chunk(typename Tile<T>::Acc (&acc)[kRowTiles][kColTiles
 // num_warps()-th chunk. Shared memory: the chunks' sums, [chunks, rows, columns] float32; one block-wide
 // meeting.
 template <class T, class W, bool kSwiglu, int kRowTiles, int kColTiles>
-GPU_KERNEL(256)
+GPU_KERNEL(256, (std::is_same_v<T, float> ? 2 : 0))
 void gemm_split_kernel(GemmArgs a) {
   constexpr int kRows = 16 * kRowTiles, kCols = 16 * kColTiles;
   GPU_DYNAMIC_SHARED(float, sums);
@@ -117,15 +120,17 @@ struct InputStage {
 template <class T, int kCopies>
 struct StageCopy {
   static_assert(kBlockThreads == 16 * 8);
-  const T* from[kCopies];  // null: zeros
+  const T* base;      // this thread's first column
+  int from[kCopies];  // rows after base; negative: zeros
   int row, product, group;
 
   GPU_DEVICE StageCopy(const GemmArgs& a, const RowBlock& rows)
       : row(threadIdx.x / 8), product(threadIdx.x % 2), group(threadIdx.x / 2 % 4) {
+    base = as<const T>(a.x) + (a.tokens_of_row ? 0 : rows.first * a.x_stride) + kLaneStep * group + 8 * product;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int r = row + 16 * i;
-      from[i] = r < rows.count ? input_row<T>(a, rows, r) + kLaneStep * group + 8 * product : nullptr;
+      from[i] = r >= rows.count ? -1 : a.tokens_of_row ? a.tokens_of_row[rows.first + r] : r;
     }
   }
   // Stage `index` of k columns.
@@ -134,9 +139,9 @@ struct StageCopy {
     const bool there = at + kLaneStep * group + 8 * product < k;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const bool valid = there && from[i];
+      const bool valid = there && from[i] >= 0;
       async_copy16(stage + InputStage::place(row + 16 * i, product, group),
-                   valid ? from[i] + at : as<const T>(a.x), valid);
+                   valid ? base + from[i] * a.x_stride + at : as<const T>(a.x), valid);
     }
     async_commit();
   }
@@ -216,9 +221,9 @@ GPU_DEVICE void multiply_rows(const GemmArgs& a, const RowBlock& rows, int64_t n
   const StageCopy<T, kRowTiles> copy(a, rows);
   copy.start(a, stages, 0, k);
   typename Weights::Place w;
-  Weights::set(w, a.w, rows.expert, a.n, a.k, n0, 0, k);
+  Weights::set(w, rows.expert, a.n, a.k, n0, 0, k);
   Weights now, next;
-  now.load(w, 0);
+  now.load(w, a.w, a.k, 0);
   typename Tile<T>::Acc acc[kRowTiles][kColTiles] = {}, total[kRowTiles][kColTiles] = {};
   for (int at = 0, chunk_end = chunk; at < k; at += kStep) {
 #pragma unroll
@@ -228,9 +233,11 @@ GPU_DEVICE void multiply_rows(const GemmArgs& a, const RowBlock& rows, int64_t n
         sync_block();  // this stage is there, and the other has been read
         copy.start(a, stages + (1 - s / 2) * InputStage::kValues, at / kStep * 2 + s / 2 + 1, k);
       }
-      if (s % kCount == 0) next.load(w, s + kCount);
+      if constexpr (sizeof(W) > sizeof(T)) sync_warp();
       typename Tile<T>::Operand b[kColTiles];
       now.decode(s % kCount, b);
+      if constexpr (sizeof(W) > sizeof(T)) sync_warp();
+      if (s % kCount == 0) next.load(w, a.w, a.k, s + kCount);
       multiply_stage<T>(acc, stages + s / 2 * InputStage::kValues, s % 2, tiles, b);
       if ((s + 1) % kCount == 0) now = next;
     }

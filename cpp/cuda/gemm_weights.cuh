@@ -20,56 +20,25 @@ using Bits = Vec<uint32_t, 4>;  // 16 bytes of any type, moved as words
 struct Mxfp4 {};      // blocks and scales, WeightFormat::mxfp4
 struct AnyFormat {};  // dispatched for every element: rows that 16-byte loads cannot take
 
-// Where a lane reads in one row of the matrix: its 32 columns of the current step.
+// Weights are found by index from the matrix's start, counted in units: an MXFP4 block, else an element.
 template <class W>
-struct WeightRow {
-  const W* data;
-  GPU_DEVICE void set(const WeightView& w, int64_t row, int64_t k, int64_t column) {
-    data = as<const W>(w.data) + row * k + column;
-  }
-  GPU_DEVICE void advance() { data += kStep; }
-};
+inline constexpr int kUnit = std::is_same_v<W, Mxfp4> ? kMxBlock : 1;
 
-template <>
-struct WeightRow<Mxfp4> {
-  const uint32_t* codes;  // 4 words
-  const uint8_t* scale;
-  GPU_DEVICE void set(const WeightView& w, int64_t row, int64_t k, int64_t column) {
-    const int64_t block = (row * k + column) / kMxBlock;
-    codes = as<const uint32_t>(w.data) + 4 * block;
-    scale = w.scales + block;
-  }
-  GPU_DEVICE void advance() {
-    codes += 4 * (kStep / kMxBlock);
-    scale += kStep / kMxBlock;
-  }
-};
-
-template <>
-struct WeightRow<AnyFormat> {
-  WeightView w;
-  int64_t first;  // element of the matrix
-  GPU_DEVICE void set(const WeightView& view, int64_t row, int64_t k, int64_t column) {
-    w = view;
-    first = row * k + column;
-  }
-  GPU_DEVICE void advance() { first += kStep; }
-};
-
-// What a lane holds of a row for kCount consecutive products. load(row, at, left) takes the columns from `at`
-// on, of which the first `left` exist; the others are zeros and not read. decode(s, out) gives those of
-// product s.
+// What a lane holds of a row for kCount consecutive products. load(w, first, at, left) takes the columns from
+// `at` on after unit `first`, of which the first `left` exist; the others are zeros and not read.
+// decode(s, out) gives those of product s.
 template <class T, class W, int kCount>
 struct WeightPart {
   static constexpr int kVec = 16 / sizeof(W), kVecs = 8 * kCount / kVec;
   Bits v[kVecs];
 
   // The two halves of a 32-byte sector are loads of their own, so they must meet in the first-level cache.
-  GPU_DEVICE void load(const WeightRow<W>& row, int at, int left) {
+  GPU_DEVICE void load(const WeightView& w, int64_t first, int at, int left) {
+    const W* const from = as<const W>(w.data) + first + at;
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       v[i] = {};
-      if (i * kVec < left) v[i] = load_vec<4>(reinterpret_cast<const uint32_t*>(row.data + at + i * kVec));
+      if (i * kVec < left) v[i] = load_vec<4>(reinterpret_cast<const uint32_t*>(from + i * kVec));
     }
   }
   GPU_DEVICE void decode(int s, T (&out)[8]) const {
@@ -107,12 +76,12 @@ struct WeightPart<T, Mxfp4, kCount> {
   Bits codes;
   uint32_t scale;
 
-  GPU_DEVICE void load(const WeightRow<Mxfp4>& row, int, int left) {
+  GPU_DEVICE void load(const WeightView& w, int64_t block, int, int left) {
     codes = {};
     scale = 0;
     if (left > 0) {
-      codes = load_stream<4>(row.codes);
-      scale = *row.scale;
+      codes = load_stream<4>(as<const uint32_t>(w.data) + 4 * block);
+      scale = w.scales[block];
     }
   }
   // bf16: as if no scale exceeded kLargest; rescale() multiplies by what is missing.
@@ -163,23 +132,22 @@ struct WeightPart<T, AnyFormat, kCount> {
     const uint32_t bits = pairs[0] >> 16 * (i % 2) << 16;
     return __builtin_bit_cast(float, bits) * 0x1p126f * mx_scale(w.scales[i / kMxBlock]);
   }
-  GPU_DEVICE void load(const WeightRow<AnyFormat>& row, int at, int left) {
-    const int64_t first = row.first + at;
+  GPU_DEVICE void load(const WeightView& w, int64_t first, int at, int left) {
     const auto fill = [&](const auto& element) {
 #pragma unroll
       for (int s = 0; s < kCount; ++s)
 #pragma unroll
         for (int j = 0; j < 8; ++j)
-          x[s][j] = 8 * s + j < left ? from_float<T>(element(first + 8 * s + j)) : from_float<T>(0.0f);
+          x[s][j] = 8 * s + j < left ? from_float<T>(element(first + at + 8 * s + j)) : from_float<T>(0.0f);
     };
-    if (row.w.format == WeightFormat::f32)
-      fill([&](int64_t i) { return as<const float>(row.w.data)[i]; });
-    else if (row.w.format == WeightFormat::bf16)
-      fill([&](int64_t i) { return to_float(as<const bf16>(row.w.data)[i]); });
-    else if (row.w.format == WeightFormat::f16)
-      fill([&](int64_t i) { return to_float(as<const f16>(row.w.data)[i]); });
+    if (w.format == WeightFormat::f32)
+      fill([&](int64_t i) { return as<const float>(w.data)[i]; });
+    else if (w.format == WeightFormat::bf16)
+      fill([&](int64_t i) { return to_float(as<const bf16>(w.data)[i]); });
+    else if (w.format == WeightFormat::f16)
+      fill([&](int64_t i) { return to_float(as<const f16>(w.data)[i]); });
     else
-      fill([&](int64_t i) { return fp4_element(row.w, i); });
+      fill([&](int64_t i) { return fp4_element(w, i); });
   }
   GPU_DEVICE void decode(int s, T (&out)[8]) const {
 #pragma unroll
@@ -191,40 +159,42 @@ struct WeightPart<T, AnyFormat, kCount> {
 template <class T, class W, int kColTiles, int kCount>
 struct WeightTiles {
   static constexpr int kRows = Tile<T>::kRows;
+  // One index for all rows of a lane, which lie whole rows of the matrix apart: addresses are made where they
+  // are needed, because registers are what these kernels lack.
   struct Place {
-    WeightRow<W> row[kColTiles][kRows];
-    int left;  // columns from this lane's first of the step on
+    int64_t first;  // unit of this lane's first row and first column of the step
+    int left;       // columns from there on
+    bool there[kColTiles][kRows];
   };
   WeightPart<T, W, kCount> part[kColTiles][kRows];
 
-  // Output columns [n0, n0 + 16 kColTiles) of one expert's matrix [n, k], k columns [k0, k1). Rows past the
-  // end repeat the last one: what comes of them is never written.
-  GPU_DEVICE static void set(Place& place, const WeightView& w, int64_t expert, int64_t n, int64_t k,
-                             int64_t n0, int k0, int k1) {
+  // Output columns [n0, n0 + 16 kColTiles) of one expert's matrix [n, k], k columns from k0 to k1. Rows past
+  // the end are zeros and not read.
+  GPU_DEVICE static void set(Place& place, int64_t expert, int64_t n, int64_t k, int64_t n0, int k0, int k1) {
     const int column = k0 + kLaneStep * Tile<T>::group();
+    const int64_t row = n0 + Tile<T>::row(0);
+    place.first = ((expert * n + row) * k + column) / kUnit<W>;
     place.left = k1 - column;
 #pragma unroll
     for (int c = 0; c < kColTiles; ++c)
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t row = n0 + 16 * c + Tile<T>::row(r);
-        place.row[c][r].set(w, expert * n + (row < n ? row : n - 1), k, column);
-      }
+      for (int r = 0; r < kRows; ++r) place.there[c][r] = n0 + 16 * c + Tile<T>::row(r) < n;
   }
   // Part number s / kCount of the step, or with s = kProducts the first part of the next one.
-  GPU_DEVICE void load(Place& place, int s) {
+  GPU_DEVICE void load(Place& place, const WeightView& w, int64_t k, int s) {
     if (s == kProducts) {
       s = 0;
       place.left -= kStep;
-#pragma unroll
-      for (int c = 0; c < kColTiles; ++c)
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) place.row[c][r].advance();
+      place.first += kStep / kUnit<W>;
     }
 #pragma unroll
     for (int c = 0; c < kColTiles; ++c)
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) part[c][r].load(place.row[c][r], 8 * s, place.left - 8 * s);
+      for (int r = 0; r < kRows; ++r) {
+        const int rows = 16 * c + Tile<T>::row(r) - Tile<T>::row(0);  // from this lane's first
+        part[c][r].load(w, place.first + rows * (k / kUnit<W>), 8 * s,
+                        place.there[c][r] ? place.left - 8 * s : 0);
+      }
   }
   GPU_DEVICE void decode(int s, typename Tile<T>::Operand (&b)[kColTiles]) const {
 #pragma unroll
