@@ -1,7 +1,7 @@
 // trivium._jax: the mLSTM as XLA FFI handlers, for trivium/jax.py. Built with TRIVIUM_JAX=ON only. One body
 // serves all platforms; on a GPU it queues our backend's kernels on XLA's stream, with XLA's memory, and
-// waits for nothing. XLA frees that memory to its own stream's order when a handler returns, so a recorded
-// command buffer could not repeat a call: the handlers do not claim that trait.
+// waits for nothing. That memory goes back to XLA, in the stream's order, when a handler returns, so a
+// recorded command buffer could not repeat the call: the handlers do not claim to be compatible with one.
 #include <pybind11/pybind11.h>
 
 #include <array>
@@ -88,6 +88,8 @@ ffi::Error guarded(Fn&& run) {
     return {ffi::ErrorCode::kInvalidArgument, error.what()};
   } catch (const OutOfMemory& error) {
     return {ffi::ErrorCode::kResourceExhausted, error.what()};
+  } catch (const DeviceError& error) {
+    return {ffi::ErrorCode::kUnavailable, concat("trivium.jax: ", error.what())};
   } catch (const std::exception& error) {
     return {ffi::ErrorCode::kInternal, error.what()};
   }

@@ -40,8 +40,10 @@ def _is_exact(op: str, grad_mode: str, needed: dict[str, Any]) -> bool:
         raise InvalidArgument(f'mlstm.{op}: grad_mode is "{grad_mode}", expected "exact" or "approx"')
     for name, value in needed.items():
         if (value is None) == (grad_mode == "exact"):
-            state = "missing, which" if value is None else "given, but only"
-            raise InvalidArgument(f"mlstm.{op}: {name} is {state} the exact gradient needs it")
+            fault = "missing, which the exact gradient needs"
+            if value is not None:
+                fault = "given, but only the exact gradient needs it"
+            raise InvalidArgument(f"mlstm.{op}: {name} is {fault}")
     return grad_mode == "exact"
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "recurrent_step",
 ]
 
+
 class ForwardOutput(NamedTuple):
     matH: Tensor  # [B, NH, S, DHHV], matQ's dtype
     vecN_out: Tensor  # [B, NH, S] float32: the denominator before EPS
