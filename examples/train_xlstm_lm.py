@@ -55,6 +55,7 @@ CONFIG = {
 }
 ROWS, WINDOW = 16, 256  # rows in a training step, tokens in a row
 RATE, DECAY, DROPOUT = 3e-3, 0.1, 0.1
+SAVE_SECONDS = 60
 
 
 def library_docstrings() -> tuple[list[str], list[str]]:
@@ -220,14 +221,13 @@ def train(options: argparse.Namespace, train_texts: list[str], tokenizer: Tokeni
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        step, spent, history = saved["step"], saved["spent"], saved["history"]
+        step, spent, history, recent = (saved[key] for key in ("step", "spent", "history", "recent"))
         print(f"resumed at step {step}", flush=True)
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(
-            {**state, "step": step, "spent": spent, "history": history}, checkpoint.with_suffix(".new")
-        )
+        state |= {"step": step, "spent": spent, "history": history, "recent": recent}
+        torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
         if history:
             curve(history, options.work / "loss.png")
@@ -239,8 +239,8 @@ def train(options: argparse.Namespace, train_texts: list[str], tokenizer: Tokeni
         share = max(spent / (60 * options.minutes), step / options.steps if options.steps else 0)
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / 100, 1.0) * (1 - 0.98 * share)
-        generator = torch.Generator().manual_seed(step)
-        starts = torch.randint(len(stream) - WINDOW - 1, (ROWS,), generator=generator)
+        torch.manual_seed(step)  # rows and dropout are the step's, however often training was interrupted
+        starts = torch.randint(len(stream) - WINDOW - 1, (ROWS,))
         batch = torch.stack([stream[s : s + WINDOW + 1] for s in starts.tolist()])
         loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
@@ -254,7 +254,7 @@ def train(options: argparse.Namespace, train_texts: list[str], tokenizer: Tokeni
             history.append((step, sum(recent) / len(recent)))
             recent = []
             print(f"step {step}: loss {history[-1][1]:.4f}, {spent / 60:.1f} minutes", flush=True)
-        if time.monotonic() - last_save > 60:
+        if time.monotonic() - last_save > SAVE_SECONDS:
             save()
             last_save = time.monotonic()
     save()

@@ -31,6 +31,7 @@ MEMBERS = [
     r"trivium/lib/backends/libtrivium_hip\.so",
     r"trivium/bin/getp",
     r"trivium/_core\..*\.so",
+    r"trivium/_jax\..*\.so",
     r".*/licenses/LICENSES\.md",
 ]
 

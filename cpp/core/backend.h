@@ -70,6 +70,8 @@ struct Runtime {
   Status (*stream_native)(StreamHandle* stream, void** native) = nullptr;
   // Later work on the other library's stream `native` waits for what is queued on `stream` now.
   Status (*foreign_wait)(StreamHandle* stream, void* native) = nullptr;
+  // A handle over another library's stream `native` of the device; destroying it leaves that stream alone.
+  Status (*stream_borrow)(int32_t index, void* native, StreamHandle** stream) = nullptr;
 };
 
 // Kernels of a GPU are queued on the stream, which is never null there. An empty entry means unsupported and

@@ -15,6 +15,12 @@ Stream::Stream(Device device) : device_(device) {
   check(device, runtime(device).stream_create(device.index, &handle_));
 }
 
+Stream::Stream(Device device, void* native) : device_(device) {
+  const Runtime& r = runtime(device);
+  if (!r.stream_borrow) throw NotImplemented(concat("streams of other libraries on ", device));
+  check(device, r.stream_borrow(device.index, native, &handle_));
+}
+
 Stream::~Stream() { runtime(device_).stream_destroy(handle_); }
 
 void Stream::synchronize() { check(device_, runtime(device_).stream_synchronize(handle_)); }

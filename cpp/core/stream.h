@@ -17,6 +17,9 @@ class Event;
 class Stream {
  public:
   explicit Stream(Device device);  // a new stream on `device`
+  // Another library's stream, the vendor's handle `native`; it must outlive this. NotImplemented where the
+  // backend has no such handles.
+  Stream(Device device, void* native);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

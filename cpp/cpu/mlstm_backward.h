@@ -223,13 +223,27 @@ class BackwardHead {
     if (a_.nt) std::memcpy(c.nt, a_.nt + gate, sizeof(float) * static_cast<size_t>(run.count));
     if (!computes_dc() && at_boundary(end)) load_gradient(boundary(end));
     read_rows(run, g, c);
-    if (output()) output_gradients(run, state, g, c);
+    if (output())
+      output_gradients(run, state, g, c);
+    else if (a_.exact)
+      denominator_path(run, g, c);
     if (!computes_dc() && at_boundary(run.begin)) return;
     advance_gradient(g, c);
     if (computes_dc() && a_.dc_states && at_boundary(run.begin)) save_gradient(boundary(run.begin));
   }
   void load_gradient(int64_t slot) {
     gradients_.load(a_.dc_states, a_.dn_states, nullptr, at_.index, slot - a_.dc_first, range_, dc_);
+  }
+
+  // c.e from h, where the outputs' products do not give it.
+  void denominator_path(const Run& run, const ChunkGates& g, ChunkGradients& c) const {
+    const T* h = static_cast<const T*>(a_.h) + (at_.index * a_.size.tokens + run.begin) * dv_;
+    const int64_t wide = row_pitch(dv_);
+    for (int64_t l = 0; l < run.count; ++l) {
+      copy_row(h + l * dv_, dv_, s_.row, dv_);
+      const bool active = a_.options.normalize && __builtin_fabsf(c.nt[l]) >= __builtin_expf(-g.m[l]);
+      c.e[l] = active ? (c.nt[l] > 0 ? -1.0f : 1.0f) * dot_floats(s_.g + l * wide, s_.row, dv_) : 0.0f;
+    }
   }
 
   void output_gradients(const Run& run, const HeadState& state, const ChunkGates& g, ChunkGradients& c) {

@@ -50,8 +50,9 @@ GPU_DEVICE float output_factor(const MlstmBackwardArgs& a, int64_t token) {
   return a.options.normalize ? 1.0f / (a.den[token] + a.options.eps) : 1.0f;
 }
 
-// mlstm_backward_gates.cu: e and x; y; di, df; dm0.
+// mlstm_backward_gates.cu: e and x; e from h; y, di and df; dm0.
 void mlstm_backward_rows(Stream stream, const MlstmBackwardArgs& a, const BackwardWork& work);
+void mlstm_backward_denominators(Stream stream, const MlstmBackwardArgs& a, const BackwardWork& work);
 void mlstm_backward_gates(Stream stream, const MlstmBackwardArgs& a, const BackwardWork& work);
 void mlstm_backward_initial(Stream stream, const MlstmBackwardArgs& a);
 

@@ -17,6 +17,7 @@ namespace trivium {
 struct StreamHandle {
   int device;
   TRIVIUM_GPU_NS::gpu::Stream raw;
+  bool borrowed = false;  // another library's
 };
 struct EventHandle {
   int device;
@@ -143,7 +144,7 @@ Status create_handle(int32_t index, Handle** handle) {
     use(index);
     decltype(Handle::raw) raw{};
     check(create(&raw), "creating a stream or event");
-    *handle = new Handle{index, raw};
+    *handle = new Handle{.device = index, .raw = raw};
   });
 }
 
@@ -156,6 +157,19 @@ Status destroy_handle(Handle* handle) {
     use(h.device);
     check(destroy(h.raw), "destroying a stream, event or graph");
   });
+}
+
+Status stream_borrow(int32_t index, void* native, StreamHandle** stream) {
+  return guarded([&] {
+    use(index);
+    *stream = new StreamHandle{.device = index, .raw = static_cast<gpu::Stream>(native), .borrowed = true};
+  });
+}
+
+Status stream_destroy(StreamHandle* stream) {
+  if (!stream || !stream->borrowed) return destroy_handle<StreamHandle, gpu::stream_destroy>(stream);
+  delete stream;
+  return Status::ok;
 }
 
 Status stream_synchronize(StreamHandle* stream) {
@@ -269,7 +283,7 @@ const Runtime& runtime_table() {
       .copy = copy,
       .fill = fill,
       .stream_create = create_handle<StreamHandle, gpu::stream_create>,
-      .stream_destroy = destroy_handle<StreamHandle, gpu::stream_destroy>,
+      .stream_destroy = stream_destroy,
       .stream_synchronize = stream_synchronize,
       .stream_wait = stream_wait,
       .event_create = create_handle<EventHandle, gpu::event_create>,
@@ -285,6 +299,7 @@ const Runtime& runtime_table() {
       .event_elapsed = event_elapsed,
       .stream_native = stream_native,
       .foreign_wait = foreign_wait,
+      .stream_borrow = stream_borrow,
   };
   return kRuntime;
 }

@@ -25,23 +25,28 @@ Tensor zero_m(const Call& call) {
   return Tensor::zeros({call.size.batch, call.size.heads}, Dtype::f32, call.device);
 }
 
-}  // namespace
+// What is read on the host does not wait for the caller's stream.
+void check_queue(const Call& call, const MlstmSettings& settings) {
+  TRIVIUM_CHECK(!settings.check_finite || !call.queue.stream, call.op,
+                ": check_finite cannot be had on a stream of the caller");
+}
 
-MlstmOutput mlstm_chunkwise_fw(const MlstmInputs& x, const MlstmState& initial, const MlstmSettings& settings,
-                               bool want_last, bool want_states) {
-  const Call call("mlstm.chunkwise_fw", x.q, x.k, x.v, settings);
+Call forward_call(const MlstmInputs& x, const MlstmState& initial, const MlstmSettings& settings,
+                  const MlstmQueue& queue) {
+  Call call("mlstm.chunkwise_fw", x.q, x.k, x.v, settings);
+  call.queue = queue;
+  check_queue(call, settings);
   TRIVIUM_CHECK(x.v.rank() == 4, call.op, ": matV is missing");
   call.initial(initial, settings);
   if (settings.check_finite) check_inputs_finite(x, call.op);
+  return call;
+}
+
+void forward(const Call& call, const MlstmInputs& x, const MlstmState& initial, const MlstmSettings& settings,
+             const MlstmOutput& out) {
   const LogGates gates = log_gates(call, x.i, x.f, MlstmForget::preactivation, settings.sigmoid_input_gate);
-  MlstmOutput out{.h = Tensor::empty(x.v.shape(), call.dtype, call.device),
-                  .n_out = call.floats(call.per_token()),
-                  .nt = call.floats(call.per_token()),
-                  .m_out = call.floats(call.per_token()),
-                  .last = {},
-                  .states = {}};
-  if (want_last) out.last = empty_states(call, 1);
-  if (want_states || is_gpu(call.device.kind)) out.states = empty_states(call, call.size.num_chunks() + 1);
+  MlstmState states = out.states;
+  if (!states.c.rank() && is_gpu(call.device.kind)) states = empty_states(call, call.size.num_chunks() + 1);
   const Tensor m0 = initial.c.rank() && !initial.m.rank() ? zero_m(call) : initial.m;
   MlstmForwardArgs args{.q = x.q.data(),
                         .k = x.k.data(),
@@ -51,9 +56,9 @@ MlstmOutput mlstm_chunkwise_fw(const MlstmInputs& x, const MlstmState& initial, 
                         .c0 = floats_of(initial.c),
                         .n0 = floats_of(initial.n),
                         .m0 = floats_of(m0),
-                        .c_states = floats_of(out.states.c),
-                        .n_states = floats_of(out.states.n),
-                        .m_states = floats_of(out.states.m),
+                        .c_states = floats_of(states.c),
+                        .n_states = floats_of(states.n),
+                        .m_states = floats_of(states.m),
                         .c_last = floats_of(out.last.c),
                         .n_last = floats_of(out.last.n),
                         .m_last = floats_of(out.last.m),
@@ -71,20 +76,13 @@ MlstmOutput mlstm_chunkwise_fw(const MlstmInputs& x, const MlstmState& initial, 
                         .dtype = {},
                         .workspace = nullptr};
   run_forward(call, args);
-  if (!want_states) out.states = {};
-  return out;
 }
 
-MlstmGradMode parse_mlstm_grad_mode(std::string_view text) {
-  TRIVIUM_CHECK(text == "exact" || text == "approx", "mlstm: grad_mode is \"", printable(text),
-                "\", expected \"exact\" or \"approx\"");
-  return text == "exact" ? MlstmGradMode::exact : MlstmGradMode::approx;
-}
-
-MlstmGradients mlstm_chunkwise_bw(const MlstmInputs& x, const MlstmState& initial,
-                                  const MlstmGradientInputs& g, const MlstmSettings& settings,
-                                  MlstmGradMode mode) {
-  const Call call("mlstm.chunkwise_bw", x.q, x.k, x.v, settings);
+Call backward_call(const MlstmInputs& x, const MlstmState& initial, const MlstmGradientInputs& g,
+                   const MlstmSettings& settings, MlstmGradMode mode, const MlstmQueue& queue) {
+  Call call("mlstm.chunkwise_bw", x.q, x.k, x.v, settings);
+  call.queue = queue;
+  check_queue(call, settings);
   TRIVIUM_CHECK(x.v.rank() == 4, call.op, ": matV is missing");
   call.initial(initial, settings);
   if (settings.check_finite) check_inputs_finite(x, call.op), check_finite(g.dh, call.op, "matDeltaH");
@@ -104,14 +102,12 @@ MlstmGradients mlstm_chunkwise_bw(const MlstmInputs& x, const MlstmState& initia
   if (g.states.n.rank()) call.expect(g.states.n, "vecN_states", call.vector(slots), Dtype::f32);
   if (g.states.m.rank())
     call.expect(g.states.m, "scaM_states", {call.size.batch, call.size.heads, slots}, Dtype::f32);
+  return call;
+}
+
+void backward(const Call& call, const MlstmInputs& x, const MlstmState& initial, const MlstmGradientInputs& g,
+              const MlstmSettings& settings, MlstmGradMode mode, const MlstmGradients& out) {
   const LogGates gates = log_gates(call, x.i, x.f, MlstmForget::preactivation, settings.sigmoid_input_gate);
-  MlstmGradients out{.dq = Tensor::empty(x.q.shape(), call.dtype, call.device),
-                     .dk = Tensor::empty(x.k.shape(), call.dtype, call.device),
-                     .dv = Tensor::empty(x.v.shape(), call.dtype, call.device),
-                     .di = call.floats(call.per_token()),
-                     .df = call.floats(call.per_token()),
-                     .initial = {}};
-  if (initial.c.rank()) out.initial = empty_states(call, 1);
   const Tensor m0 = initial.c.rank() && !initial.m.rank() ? zero_m(call) : initial.m;
   const bool exact = mode == MlstmGradMode::exact;
   MlstmBackwardArgs args{.q = x.q.data(),
@@ -146,7 +142,7 @@ MlstmGradients mlstm_chunkwise_bw(const MlstmInputs& x, const MlstmState& initia
                          .ks = strides_of(x.k),
                          .vs = strides_of(x.v),
                          .dhs = strides_of(g.dh),
-                         .c_slots = slots,
+                         .c_slots = call.size.num_chunks() + 1,
                          .dc_first = 0,
                          .size = {},
                          .options = call.options(settings),
@@ -155,8 +151,72 @@ MlstmGradients mlstm_chunkwise_bw(const MlstmInputs& x, const MlstmState& initia
                          .preactivation = 1,
                          .dtype = {}};
   run_backward(call, args);
+}
+
+}  // namespace
+
+MlstmOutput mlstm_chunkwise_fw(const MlstmInputs& x, const MlstmState& initial, const MlstmSettings& settings,
+                               bool want_last, bool want_states) {
+  const Call call = forward_call(x, initial, settings, {});
+  MlstmOutput out{.h = Tensor::empty(x.v.shape(), call.dtype, call.device),
+                  .n_out = call.floats(call.per_token()),
+                  .nt = call.floats(call.per_token()),
+                  .m_out = call.floats(call.per_token()),
+                  .last = {},
+                  .states = {}};
+  if (want_last) out.last = empty_states(call, 1);
+  if (want_states) out.states = empty_states(call, call.size.num_chunks() + 1);
+  forward(call, x, initial, settings, out);
+  return out;
+}
+
+void mlstm_chunkwise_fw_into(const MlstmInputs& x, const MlstmState& initial, const MlstmSettings& settings,
+                             const MlstmOutput& out, const MlstmQueue& queue) {
+  const Call call = forward_call(x, initial, settings, queue);
+  call.result(out.h, "matH", x.v.shape(), call.dtype);
+  call.result(out.n_out, "vecN_out", call.per_token());
+  call.result(out.nt, "vecNt", call.per_token());
+  call.result(out.m_out, "vecM_out", call.per_token());
+  if (out.last.c.rank()) call.results(out.last, {"matC_last", "vecN_last", "scaM_last"}, 1);
+  if (out.states.c.rank())
+    call.results(out.states, {"matC_states", "vecN_states", "scaM_states"}, call.size.num_chunks() + 1);
+  forward(call, x, initial, settings, out);
+}
+
+MlstmGradMode parse_mlstm_grad_mode(std::string_view text) {
+  TRIVIUM_CHECK(text == "exact" || text == "approx", "mlstm: grad_mode is \"", printable(text),
+                "\", expected \"exact\" or \"approx\"");
+  return text == "exact" ? MlstmGradMode::exact : MlstmGradMode::approx;
+}
+
+MlstmGradients mlstm_chunkwise_bw(const MlstmInputs& x, const MlstmState& initial,
+                                  const MlstmGradientInputs& g, const MlstmSettings& settings,
+                                  MlstmGradMode mode) {
+  const Call call = backward_call(x, initial, g, settings, mode, {});
+  MlstmGradients out{.dq = Tensor::empty(x.q.shape(), call.dtype, call.device),
+                     .dk = Tensor::empty(x.k.shape(), call.dtype, call.device),
+                     .dv = Tensor::empty(x.v.shape(), call.dtype, call.device),
+                     .di = call.floats(call.per_token()),
+                     .df = call.floats(call.per_token()),
+                     .initial = {}};
+  if (initial.c.rank()) out.initial = empty_states(call, 1);
+  backward(call, x, initial, g, settings, mode, out);
   if (x.i.dtype() != Dtype::f32) out.di = out.di.to(x.i.dtype()), out.df = out.df.to(x.i.dtype());
   return out;
+}
+
+void mlstm_chunkwise_bw_into(const MlstmInputs& x, const MlstmState& initial, const MlstmGradientInputs& g,
+                             const MlstmSettings& settings, MlstmGradMode mode, const MlstmGradients& out,
+                             const MlstmQueue& queue) {
+  const Call call = backward_call(x, initial, g, settings, mode, queue);
+  call.result(out.dq, "matDeltaQ", x.q.shape(), call.dtype);
+  call.result(out.dk, "matDeltaK", x.k.shape(), call.dtype);
+  call.result(out.dv, "matDeltaV", x.v.shape(), call.dtype);
+  call.result(out.di, "vecDeltaI", call.per_token());
+  call.result(out.df, "vecDeltaF", call.per_token());
+  if (initial.c.rank())
+    call.results(out.initial, {"matDeltaC_initial", "vecDeltaN_initial", "scaDeltaM_initial"}, 1);
+  backward(call, x, initial, g, settings, mode, out);
 }
 
 MlstmRecurrentOutput mlstm_recurrent(const MlstmInputs& x, MlstmState& state, const MlstmSettings& settings) {

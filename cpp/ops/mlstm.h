@@ -4,9 +4,11 @@
 // natural logs.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <utility>
 
+#include "core/stream.h"
 #include "core/tensor.h"
 #include "ops/mlstm_args.h"
 
@@ -43,6 +45,18 @@ struct MlstmOutput {
 MlstmOutput mlstm_chunkwise_fw(const MlstmInputs& x, const MlstmState& initial, const MlstmSettings& settings,
                                bool want_last, bool want_states);
 
+// Where a call runs. Without a stream on the device's own, with memory of its own, and the call returns when
+// its results are there; a caller with a stream and memory of its own (XLA) gives both, and the call returns
+// when its work is queued.
+struct MlstmQueue {
+  Stream* stream = nullptr;
+  // Work memory that lives until the queued work is done.
+  std::function<void*(int64_t bytes)> allocate = nullptr;
+};
+// mlstm_chunkwise_fw into tensors of the caller, contiguous; an undefined state of `out` is not wanted.
+void mlstm_chunkwise_fw_into(const MlstmInputs& x, const MlstmState& initial, const MlstmSettings& settings,
+                             const MlstmOutput& out, const MlstmQueue& queue);
+
 // exact: the gradient of h with every stabiliser constant, which is the true one but for terms of eps.
 // approx: the denominator and n count as constants too, as in the published kernels.
 enum class MlstmGradMode { exact, approx };
@@ -62,6 +76,11 @@ MlstmGradients mlstm_chunkwise_bw(const MlstmInputs& x, const MlstmState& initia
                                   const MlstmGradientInputs& g, const MlstmSettings& settings,
                                   MlstmGradMode mode);
 
+// mlstm_chunkwise_bw into contiguous tensors of the caller; di and df are f32, out.initial as `initial`.
+void mlstm_chunkwise_bw_into(const MlstmInputs& x, const MlstmState& initial, const MlstmGradientInputs& g,
+                             const MlstmSettings& settings, MlstmGradMode mode, const MlstmGradients& out,
+                             const MlstmQueue& queue);
+
 // Token by token; `state` (c f32 or bf16, n and m f32) is updated in place. den and m_out f32 [B, NH, S].
 struct MlstmRecurrentOutput {
   Tensor h, n_out, m_out;
@@ -75,14 +94,25 @@ MlstmState mlstm_recurrent_fw_c(const Tensor& k, const Tensor& v, const Tensor& 
                                 const MlstmState& initial, const MlstmSettings& settings);
 MlstmOutput mlstm_parallel_fw_h(const Tensor& q, const Tensor& k, const Tensor& v, const MlstmState& states,
                                 const Tensor& vec_i, const Tensor& vec_b, const MlstmSettings& settings);
-// (gradients of the states after chunks 1..NC, [B, NH, NC DHQK, DHHV]; of the initial state). approx mode.
-std::pair<Tensor, Tensor> mlstm_recurrent_bw_dc(const Tensor& q, const Tensor& log_f, const Tensor& m_states,
-                                                const Tensor& m_out, const Tensor& dh, const Tensor& n_out,
-                                                const Tensor& dc_last, const MlstmSettings& settings);
-// dq, dk, dv, di, and df: the gradient of log_f. states.c has NC or NC + 1 blocks, dc_states NC. approx mode.
+// Gradients of the states after chunks 1..NC, dc [B, NH, NC DHQK, DHHV] and dn [B, NH, NC DHQK], and of the
+// initial state. `exact` holds h and nt of the forward pass and perhaps dn_last; without h the mode is approx
+// and dn zero.
+struct MlstmStateGradients {
+  Tensor dc, dn;
+  MlstmState initial;
+};
+struct MlstmDenominatorPath {
+  Tensor h = {}, nt = {}, dn_last = {};
+};
+MlstmStateGradients mlstm_recurrent_bw_dc(const Tensor& q, const Tensor& log_f, const Tensor& m_states,
+                                          const Tensor& m_out, const Tensor& dh, const Tensor& n_out,
+                                          const Tensor& dc_last, const MlstmDenominatorPath& exact,
+                                          const MlstmSettings& settings);
+// dq, dk, dv, di, and df: the gradient of log_f. states.c has NC or NC + 1 blocks, after.dc NC. The mode is
+// exact where after.dn is given, with states.n.
 MlstmGradients mlstm_parallel_bw_dqkv(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_f,
                                       const Tensor& vec_i, const MlstmState& states, const Tensor& dh,
-                                      const Tensor& n_out, const Tensor& m_out, const Tensor& dc_states,
-                                      const MlstmSettings& settings);
+                                      const Tensor& n_out, const Tensor& m_out,
+                                      const MlstmStateGradients& after, const MlstmSettings& settings);
 
 }  // namespace trivium::ops

@@ -96,12 +96,14 @@ struct MlstmBackwardArgs {
   const float* m_states;             // [B, NH, NC + 1] or null: computed again
   const float *den, *m;              // [B, NH, S] of forward
   const float* nt;                   // or null: computed again when exact
-  const float *dc_last, *dn_last;    // [B, NH, DQ, DV], [B, NH, DQ] or null: zeros
-  float *dc_states, *dn_states;  // of boundaries dc_first..NC: [B, NH, NC + 1 - dc_first, DQ, DV], or null
-  void *dq, *dk, *dv;            // contiguous, dtype
-  float *di, *df;                // [B, NH, S]
-  float *dc0, *dn0, *dm0;        // of the initial state, or null
-  float* workspace;              // GPU only: mlstm_backward_workspace() floats
+  // Of forward, contiguous: kMlstmStates alone needs it, with nt, for the denominator's path when exact.
+  const void* h = nullptr;
+  const float *dc_last, *dn_last;  // [B, NH, DQ, DV], [B, NH, DQ] or null: zeros
+  float *dc_states, *dn_states;    // of boundaries dc_first..NC: [B, NH, NC + 1 - dc_first, DQ, DV], or null
+  void *dq, *dk, *dv;              // contiguous, dtype
+  float *di, *df;                  // [B, NH, S]
+  float *dc0, *dn0, *dm0;          // of the initial state, or null
+  float* workspace;                // GPU only: mlstm_backward_workspace() floats
   MlstmStrides qs, ks, vs, dhs;
   int64_t c_slots;   // boundaries in c_states and n_states: NC or NC + 1
   int64_t dc_first;  // 0 or 1

@@ -82,6 +82,19 @@ void Call::initial(const MlstmState& state, const MlstmSettings& settings) const
   if (m_given) expect(state.m, "scaM_initial", {size.batch, size.heads}, Dtype::f32);
 }
 
+void Call::result(const Tensor& t, const char* name, const Shape& shape, Dtype wanted) const {
+  expect(t, name, shape, wanted);
+  TRIVIUM_CHECK(t.is_contiguous() && !t.read_only(), op, ": ", name,
+                " receives a result, but it is strided or read-only");
+}
+
+void Call::results(const MlstmState& state, const char* const (&names)[3], int64_t slots) const {
+  result(state.c, names[0], matrix(slots));
+  result(state.n, names[1], vector(slots));
+  result(state.m, names[2],
+         slots == 1 ? Shape{size.batch, size.heads} : Shape{size.batch, size.heads, slots});
+}
+
 MlstmOptions Call::options(const MlstmSettings& s) const {
   return {.scale = static_cast<float>(s.qk_scale.value_or(1 / std::sqrt(static_cast<double>(size.dqk)))),
           .eps = static_cast<float>(s.eps),
@@ -111,8 +124,15 @@ LogGates log_gates(const Call& call, const Tensor& i, const Tensor& f, MlstmForg
                             .forget = forget,
                             .sigmoid_input = sigmoid_input,
                             .dtype = i.dtype()};
-  call_kernel(call.device, &Kernels::mlstm_gates, "mlstm_gates", nullptr, args);
+  call.run(&Kernels::mlstm_gates, "mlstm_gates", args);
   return out;
+}
+
+Tensor Call::floats(const Shape& shape) const {
+  if (!queue.allocate) return Tensor::empty(shape, Dtype::f32, device);
+  int64_t bytes = size_of(Dtype::f32);
+  for (const int64_t extent : shape) bytes *= extent;
+  return Tensor::wrap(bytes > 0 ? queue.allocate(bytes) : nullptr, shape, Dtype::f32, device, nullptr);
 }
 
 MlstmStrides strides_of(const Tensor& t) {
@@ -136,7 +156,7 @@ void run_forward(const Call& call, MlstmForwardArgs& args) {
   if (call.size.batch * call.size.heads == 0) return;
   const Tensor workspace = work_memory(call, mlstm_forward_workspace(call.size));
   args.workspace = floats_of(workspace);
-  call_kernel(call.device, &Kernels::mlstm_forward, "mlstm_forward", nullptr, args);
+  call.run(&Kernels::mlstm_forward, "mlstm_forward", args);
 }
 
 void run_backward(const Call& call, MlstmBackwardArgs& args) {
@@ -164,7 +184,7 @@ void run_backward(const Call& call, MlstmBackwardArgs& args) {
   }
   const Tensor workspace = work_memory(call, mlstm_backward_workspace(call.size));
   args.workspace = floats_of(workspace);
-  call_kernel(call.device, &Kernels::mlstm_backward, "mlstm_backward", nullptr, args);
+  call.run(&Kernels::mlstm_backward, "mlstm_backward", args);
 }
 
 }  // namespace trivium::ops::mlstm

@@ -14,12 +14,16 @@ struct Call {
   MlstmSizes size{};
   Dtype dtype = Dtype::f32;
   Device device;
+  MlstmQueue queue{};
 
   // Shapes and types of q, k, v (k or v may be undefined) and the settings.
   Call(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const MlstmSettings& settings);
 
   void expect(const Tensor& t, const char* name, const Shape& shape, Dtype dtype) const;
   void initial(const MlstmState& state, const MlstmSettings& settings) const;  // all of it or nothing
+  // Tensors the caller gave for results.
+  void result(const Tensor& t, const char* name, const Shape& shape, Dtype wanted = Dtype::f32) const;
+  void results(const MlstmState& state, const char* const (&names)[3], int64_t slots) const;
   MlstmOptions options(const MlstmSettings& settings) const;
   void same_device(const Tensor& t, const char* name) const;
 
@@ -27,7 +31,11 @@ struct Call {
   Shape with_head(int64_t dim) const { return {size.batch, size.heads, size.tokens, dim}; }
   Shape matrix(int64_t slots = 1) const { return {size.batch, size.heads, slots * size.dqk, size.dv}; }
   Shape vector(int64_t slots = 1) const { return {size.batch, size.heads, slots * size.dqk}; }
-  Tensor floats(const Shape& shape) const { return Tensor::empty(shape, Dtype::f32, device); }
+  Tensor floats(const Shape& shape) const;  // from the queue, if that has memory
+  template <class Args>
+  void run(Status (*Kernels::*entry)(StreamHandle*, const Args*), const char* name, const Args& args) const {
+    call_kernel(device, entry, name, queue.stream ? queue.stream->handle() : nullptr, args);
+  }
 };
 
 struct LogGates {

@@ -1,6 +1,4 @@
 // The parts of the mLSTM's chunkwise passes as functions of their own.
-#include <cmath>
-
 #include "ops/mlstm.h"
 #include "ops/mlstm_checks.h"
 
@@ -74,9 +72,10 @@ MlstmOutput mlstm_parallel_fw_h(const Tensor& q, const Tensor& k, const Tensor& 
   return out;
 }
 
-std::pair<Tensor, Tensor> mlstm_recurrent_bw_dc(const Tensor& q, const Tensor& log_f, const Tensor& m_states,
-                                                const Tensor& m_out, const Tensor& dh, const Tensor& n_out,
-                                                const Tensor& dc_last, const MlstmSettings& settings) {
+MlstmStateGradients mlstm_recurrent_bw_dc(const Tensor& q, const Tensor& log_f, const Tensor& m_states,
+                                          const Tensor& m_out, const Tensor& dh, const Tensor& n_out,
+                                          const Tensor& dc_last, const MlstmDenominatorPath& exact,
+                                          const MlstmSettings& settings) {
   Call call("mlstm.recurrent_bw_dC", q, {}, {}, settings);
   TRIVIUM_CHECK(dh.rank() == 4, call.op, ": matDeltaH is ", dh.shape(), ", expected [B, NH, S, DHHV]");
   call.size.dv = dh.dim(3);
@@ -86,29 +85,38 @@ std::pair<Tensor, Tensor> mlstm_recurrent_bw_dc(const Tensor& q, const Tensor& l
   call.expect(m_out, "vecM_out", call.per_token(), Dtype::f32);
   call.expect(n_out, "vecN_out", call.per_token(), Dtype::f32);
   if (dc_last.rank()) call.expect(dc_last, "matDeltaC_last", call.matrix(), Dtype::f32);
+  if (exact.h.rank()) {
+    call.expect(exact.h, "matH", dh.shape(), call.dtype);
+    TRIVIUM_CHECK(exact.h.is_contiguous(), call.op, ": matH is not contiguous");
+    call.expect(exact.nt, "vecNt", call.per_token(), Dtype::f32);
+    if (exact.dn_last.rank()) call.expect(exact.dn_last, "vecDeltaN_last", call.vector(), Dtype::f32);
+  }
   const LogGates gates = log_gates(call, log_f, log_f, MlstmForget::log, false);
-  Tensor states = call.floats(call.matrix(chunks)), first = call.floats(call.matrix());
-  const Tensor vectors = call.floats(call.vector(chunks)), first_n = call.floats(call.vector()),
-               first_m = call.floats({call.size.batch, call.size.heads});
+  MlstmStateGradients out{call.floats(call.matrix(chunks)),
+                          call.floats(call.vector(chunks)),
+                          {call.floats(call.matrix()), call.floats(call.vector()), {}}};
+  const Tensor first_m = call.floats({call.size.batch, call.size.heads});
   MlstmBackwardArgs args{};
   args.q = q.data(), args.dh = dh.data();
   args.li = floats_of(gates.i), args.lf = floats_of(gates.f);
   args.m_states = floats_of(m_states), args.m = floats_of(m_out), args.den = floats_of(n_out);
   args.dc_last = floats_of(dc_last);
-  args.dc_states = floats_of(states), args.dn_states = floats_of(vectors);
-  args.dc0 = floats_of(first), args.dn0 = floats_of(first_n), args.dm0 = floats_of(first_m);
+  args.dc_states = floats_of(out.dc), args.dn_states = floats_of(out.dn);
+  args.dc0 = floats_of(out.initial.c), args.dn0 = floats_of(out.initial.n), args.dm0 = floats_of(first_m);
+  args.exact = exact.h.rank() > 0;
+  args.h = exact.h.data(), args.nt = floats_of(exact.nt), args.dn_last = floats_of(exact.dn_last);
   args.qs = strides_of(q), args.dhs = strides_of(dh);
   args.c_slots = chunks + 1, args.dc_first = 1;
   args.options = call.options(settings);
   args.parts = kMlstmStates;
   run_backward(call, args);
-  return {states, first};
+  return out;
 }
 
 MlstmGradients mlstm_parallel_bw_dqkv(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_f,
                                       const Tensor& vec_i, const MlstmState& states, const Tensor& dh,
-                                      const Tensor& n_out, const Tensor& m_out, const Tensor& dc_states,
-                                      const MlstmSettings& settings) {
+                                      const Tensor& n_out, const Tensor& m_out,
+                                      const MlstmStateGradients& after, const MlstmSettings& settings) {
   const Call call("mlstm.parallel_bw_dQKV", q, k, v, settings);
   TRIVIUM_CHECK(v.rank() == 4, call.op, ": matV is missing");
   const int64_t chunks = call.size.num_chunks();
@@ -119,7 +127,10 @@ MlstmGradients mlstm_parallel_bw_dqkv(const Tensor& q, const Tensor& k, const Te
   call.expect(dh, "matDeltaH", v.shape(), call.dtype);
   call.expect(n_out, "vecN_out", call.per_token(), Dtype::f32);
   call.expect(m_out, "vecM_out", call.per_token(), Dtype::f32);
-  call.expect(dc_states, "matDeltaC_states", call.matrix(chunks), Dtype::f32);
+  call.expect(after.dc, "matDeltaC_states", call.matrix(chunks), Dtype::f32);
+  const bool exact = after.dn.rank() > 0;
+  if (exact) call.expect(after.dn, "vecDeltaN_states", call.vector(chunks), Dtype::f32);
+  if (exact) call.expect(states.n, "vecN_states", call.vector(slots), Dtype::f32);
   const LogGates gates = log_gates(call, vec_i, log_f, MlstmForget::log, false);
   MlstmGradients out{.dq = Tensor::empty(q.shape(), call.dtype, call.device),
                      .dk = Tensor::empty(k.shape(), call.dtype, call.device),
@@ -132,7 +143,9 @@ MlstmGradients mlstm_parallel_bw_dqkv(const Tensor& q, const Tensor& k, const Te
   args.li = floats_of(gates.i), args.lf = floats_of(gates.f);
   args.c_states = floats_of(states.c), args.m_states = floats_of(states.m);
   args.den = floats_of(n_out), args.m = floats_of(m_out);
-  args.dc_states = floats_of(dc_states);
+  args.dc_states = floats_of(after.dc);
+  args.exact = exact;
+  if (exact) args.n_states = floats_of(states.n), args.dn_states = floats_of(after.dn);
   args.dq = out.dq.data(), args.dk = out.dk.data(), args.dv = out.dv.data();
   args.di = floats_of(out.di), args.df = floats_of(out.df);
   args.qs = strides_of(q), args.ks = strides_of(k), args.vs = strides_of(v), args.dhs = strides_of(dh);

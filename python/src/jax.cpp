@@ -1,8 +1,10 @@
-// trivium._jax: the mLSTM as XLA FFI handlers on the CPU, for trivium/jax.py. Built with TRIVIUM_JAX=ON only.
+// trivium._jax: the mLSTM as XLA FFI handlers, for trivium/jax.py. Built with TRIVIUM_JAX=ON only. One body
+// serves all platforms; on a GPU it queues our backend's kernels on XLA's stream, with XLA's memory, and
+// waits for nothing. That memory goes back to XLA, in the stream's order, when a handler returns, so a
+// recorded command buffer could not repeat the call: the handlers do not claim to be compatible with one.
 #include <pybind11/pybind11.h>
 
-#include <cstring>
-#include <functional>
+#include <array>
 
 #include "ops/mlstm.h"
 #include "xla/ffi/api/ffi.h"
@@ -26,131 +28,161 @@ Dtype dtype_of_xla(ffi::DataType type) {
   }
 }
 
-// XLA owns the memory for the time of the call.
-Tensor as_tensor(ffi::AnyBuffer buffer) {
+// XLA owns the memory for the time of the work.
+Tensor as_tensor(const ffi::AnyBuffer& buffer, Device device) {
   const auto dims = buffer.dimensions();
   const Shape shape(std::span<const int64_t>(dims.begin(), dims.size()));
-  return Tensor::wrap(buffer.untyped_data(), shape, dtype_of_xla(buffer.element_type()), Device{}, nullptr);
+  return Tensor::wrap(buffer.untyped_data(), shape, dtype_of_xla(buffer.element_type()), device, nullptr);
+}
+Tensor as_tensor(const ffi::Result<ffi::AnyBuffer>& buffer, Device device) {
+  return as_tensor(*buffer, device);
 }
 
-void copy_to(const Tensor& from, ffi::Result<ffi::AnyBuffer> to) {
-  TRIVIUM_CHECK(static_cast<size_t>(from.nbytes()) == to->size_bytes(), "trivium.jax: a result has ",
-                from.nbytes(), " bytes, expected ", to->size_bytes());
-  std::memcpy(to->untyped_data(), from.data(), to->size_bytes());
+// All the arguments or all the results of a call.
+template <size_t kCount, class Decoded>
+std::array<Tensor, kCount> tensors_of(const Decoded& buffers, Device device) {
+  TRIVIUM_CHECK(buffers.size() == kCount, "trivium.jax: XLA passes ", buffers.size(), " buffers, expected ",
+                kCount);
+  std::array<Tensor, kCount> out;
+  for (size_t i = 0; i < kCount; ++i) {
+    const auto buffer = buffers.template get<ffi::AnyBuffer>(i);
+    TRIVIUM_CHECK(buffer.has_value(), "trivium.jax: XLA's buffer ", i, " cannot be read");
+    out[i] = as_tensor(*buffer, device);
+  }
+  return out;
 }
 
-ffi::Error guarded(const std::function<void()>& run) {
+struct Call {
+  Device device;
+  ops::MlstmQueue queue;
+  ffi::RemainingArgs arguments;
+  ffi::RemainingRets results;
+  ops::MlstmSettings settings;
+};
+
+void forward(const Call& call) {
+  const auto [q, k, v, i, f, c0, n0, m0] = tensors_of<8>(call.arguments, call.device);
+  const auto [h, n_out, nt, m_out, c, n, m] = tensors_of<7>(call.results, call.device);
+  ops::mlstm_chunkwise_fw_into(
+      {q, k, v, i, f}, {c0, n0, m0}, call.settings,
+      {.h = h, .n_out = n_out, .nt = nt, .m_out = m_out, .last = {c, n, m}, .states = {}}, call.queue);
+}
+
+void backward(const Call& call, bool exact) {
+  const auto [q, k, v, i, f, c0, n0, m0, n_out, nt, m_out, dh, dc, dn] =
+      tensors_of<14>(call.arguments, call.device);
+  const auto [dq, dk, dv, di, df, dc0, dn0, dm0] = tensors_of<8>(call.results, call.device);
+  ops::mlstm_chunkwise_bw_into(
+      {q, k, v, i, f}, {c0, n0, m0},
+      {.n_out = n_out, .m_out = m_out, .nt = nt, .dh = dh, .dc_last = dc, .dn_last = dn, .states = {}},
+      call.settings, exact ? ops::MlstmGradMode::exact : ops::MlstmGradMode::approx,
+      {dq, dk, dv, di, df, {dc0, dn0, dm0}}, call.queue);
+}
+
+template <class Fn>
+ffi::Error guarded(Fn&& run) {
   try {
     run();
     return ffi::Error::Success();
   } catch (const InvalidArgument& error) {
-    return ffi::Error(ffi::ErrorCode::kInvalidArgument, error.what());
+    return {ffi::ErrorCode::kInvalidArgument, error.what()};
+  } catch (const OutOfMemory& error) {
+    return {ffi::ErrorCode::kResourceExhausted, error.what()};
+  } catch (const DeviceError& error) {
+    return {ffi::ErrorCode::kUnavailable, concat("trivium.jax: ", error.what())};
   } catch (const std::exception& error) {
-    return ffi::Error(ffi::ErrorCode::kInternal, error.what());
+    return {ffi::ErrorCode::kInternal, error.what()};
   }
 }
 
-ops::MlstmSettings settings(double qk_scale, double eps, int64_t chunk_size) {
-  return {.qk_scale = qk_scale, .eps = eps, .chunk_size = chunk_size};
-}
-
-ffi::Error forward(ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer i, ffi::AnyBuffer f,
-                   ffi::AnyBuffer c0, ffi::AnyBuffer n0, ffi::AnyBuffer m0, ffi::Result<ffi::AnyBuffer> h,
-                   ffi::Result<ffi::AnyBuffer> n_out, ffi::Result<ffi::AnyBuffer> nt,
-                   ffi::Result<ffi::AnyBuffer> m_out, ffi::Result<ffi::AnyBuffer> c,
-                   ffi::Result<ffi::AnyBuffer> n, ffi::Result<ffi::AnyBuffer> m, double qk_scale, double eps,
-                   int64_t chunk_size) {
+// Runs `body` for XLA's stream, device and memory; body(call).
+template <class Body>
+ffi::Error on_gpu(DeviceKind kind, void* native, int32_t ordinal, ffi::ScratchAllocator& scratch,
+                  const Call& described, Body&& body) {
   return guarded([&] {
-    const auto out = ops::mlstm_chunkwise_fw(
-        {as_tensor(q), as_tensor(k), as_tensor(v), as_tensor(i), as_tensor(f)},
-        {as_tensor(c0), as_tensor(n0), as_tensor(m0)}, settings(qk_scale, eps, chunk_size), true, false);
-    copy_to(out.h, h), copy_to(out.n_out, n_out), copy_to(out.nt, nt), copy_to(out.m_out, m_out);
-    copy_to(out.last.c, c), copy_to(out.last.n, n), copy_to(out.last.m, m);
+    Call call = described;
+    call.device = {kind, ordinal};
+    Stream stream(call.device, native);
+    call.queue.stream = &stream;
+    call.queue.allocate = [&](int64_t bytes) {
+      constexpr size_t kAlignment = 16;  // the most that XLA promises
+      const auto memory = scratch.Allocate(static_cast<size_t>(bytes), kAlignment);
+      if (!memory)
+        throw OutOfMemory(concat("trivium.jax: XLA has no ", (bytes + (1 << 20) - 1) >> 20,
+                                 " MiB of work memory on ", call.device));
+      return *memory;
+    };
+    body(call);
   });
 }
 
-ffi::Error backward(ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer i, ffi::AnyBuffer f,
-                    ffi::AnyBuffer c0, ffi::AnyBuffer n0, ffi::AnyBuffer m0, ffi::AnyBuffer n_out,
-                    ffi::AnyBuffer nt, ffi::AnyBuffer m_out, ffi::AnyBuffer dh, ffi::AnyBuffer dc,
-                    ffi::AnyBuffer dn, ffi::Result<ffi::AnyBuffer> dq, ffi::Result<ffi::AnyBuffer> dk,
-                    ffi::Result<ffi::AnyBuffer> dv, ffi::Result<ffi::AnyBuffer> di,
-                    ffi::Result<ffi::AnyBuffer> df, ffi::Result<ffi::AnyBuffer> dc0,
-                    ffi::Result<ffi::AnyBuffer> dn0, ffi::Result<ffi::AnyBuffer> dm0, double qk_scale,
-                    double eps, int64_t chunk_size, bool exact) {
-  return guarded([&] {
-    const auto out = ops::mlstm_chunkwise_bw(
-        {as_tensor(q), as_tensor(k), as_tensor(v), as_tensor(i), as_tensor(f)},
-        {as_tensor(c0), as_tensor(n0), as_tensor(m0)},
-        {.n_out = as_tensor(n_out),
-         .m_out = as_tensor(m_out),
-         .nt = as_tensor(nt),
-         .dh = as_tensor(dh),
-         .dc_last = as_tensor(dc),
-         .dn_last = as_tensor(dn)},
-        settings(qk_scale, eps, chunk_size), exact ? ops::MlstmGradMode::exact : ops::MlstmGradMode::approx);
-    copy_to(out.dq, dq), copy_to(out.dk, dk), copy_to(out.dv, dv), copy_to(out.di, di), copy_to(out.df, df);
-    copy_to(out.initial.c, dc0), copy_to(out.initial.n, dn0), copy_to(out.initial.m, dm0);
-  });
+using Arguments = ffi::RemainingArgs;
+using Results = ffi::RemainingRets;
+
+Call described(Arguments arguments, Results results, double qk_scale, double eps, int64_t chunk_size) {
+  return {{}, {}, arguments, results, {.qk_scale = qk_scale, .eps = eps, .chunk_size = chunk_size}};
 }
 
-XLA_FFI_DEFINE_HANDLER(kForward, forward,
-                       ffi::Ffi::Bind()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Attr<double>("qk_scale")
-                           .Attr<double>("eps")
-                           .Attr<int64_t>("chunk_size"));
+ffi::Error forward_cpu(Arguments a, Results r, double qk_scale, double eps, int64_t chunk_size) {
+  return guarded([&] { forward(described(a, r, qk_scale, eps, chunk_size)); });
+}
+ffi::Error backward_cpu(Arguments a, Results r, double qk_scale, double eps, int64_t chunk_size, bool exact) {
+  return guarded([&] { backward(described(a, r, qk_scale, eps, chunk_size), exact); });
+}
+template <DeviceKind kKind>
+ffi::Error forward_gpu(void* stream, int32_t ordinal, ffi::ScratchAllocator scratch, Arguments a, Results r,
+                       double qk_scale, double eps, int64_t chunk_size) {
+  return on_gpu(kKind, stream, ordinal, scratch, described(a, r, qk_scale, eps, chunk_size), forward);
+}
+template <DeviceKind kKind>
+ffi::Error backward_gpu(void* stream, int32_t ordinal, ffi::ScratchAllocator scratch, Arguments a, Results r,
+                        double qk_scale, double eps, int64_t chunk_size, bool exact) {
+  return on_gpu(kKind, stream, ordinal, scratch, described(a, r, qk_scale, eps, chunk_size),
+                [&](const Call& call) { backward(call, exact); });
+}
 
-XLA_FFI_DEFINE_HANDLER(kBackward, backward,
-                       ffi::Ffi::Bind()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Arg<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Ret<ffi::AnyBuffer>()
-                           .Attr<double>("qk_scale")
-                           .Attr<double>("eps")
-                           .Attr<int64_t>("chunk_size")
-                           .Attr<bool>("exact"));
+auto cpu_binding() { return ffi::Ffi::Bind(); }
+auto gpu_binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::PlatformStream<void*>>()
+      .Ctx<ffi::DeviceOrdinal>()
+      .Ctx<ffi::ScratchAllocator>();
+}
+template <class Binding>
+auto with_buffers(Binding binding) {
+  return std::move(binding)
+      .RemainingArgs()
+      .RemainingRets()
+      .template Attr<double>("qk_scale")
+      .template Attr<double>("eps")
+      .template Attr<int64_t>("chunk_size");
+}
+
+XLA_FFI_DEFINE_HANDLER(kForwardCpu, forward_cpu, with_buffers(cpu_binding()));
+XLA_FFI_DEFINE_HANDLER(kBackwardCpu, backward_cpu, with_buffers(cpu_binding()).Attr<bool>("exact"));
+template <DeviceKind kKind>
+struct Gpu {
+  XLA_FFI_DEFINE_HANDLER(kForward, forward_gpu<kKind>, with_buffers(gpu_binding()));
+  XLA_FFI_DEFINE_HANDLER(kBackward, backward_gpu<kKind>,
+                         with_buffers(gpu_binding()).template Attr<bool>("exact"));
+};
+
+py::dict pair(XLA_FFI_Handler* forward_handler, XLA_FFI_Handler* backward_handler) {
+  py::dict out;
+  out["trivium_mlstm_forward"] = py::capsule(reinterpret_cast<void*>(forward_handler));
+  out["trivium_mlstm_backward"] = py::capsule(reinterpret_cast<void*>(backward_handler));
+  return out;
+}
 
 }  // namespace
 
 PYBIND11_MODULE(_jax, m) {
   m.doc() = "XLA FFI handlers of the trivium package; use them through `import trivium.jax`.";
   m.def("handlers", [] {
-    py::dict out;
-    out["trivium_mlstm_forward"] = py::capsule(reinterpret_cast<void*>(+kForward));
-    out["trivium_mlstm_backward"] = py::capsule(reinterpret_cast<void*>(+kBackward));
+    py::dict out;  // by XLA's names of the platforms
+    out["cpu"] = pair(kForwardCpu, kBackwardCpu);
+    out["CUDA"] = pair(Gpu<DeviceKind::cuda>::kForward, Gpu<DeviceKind::cuda>::kBackward);
+    out["ROCM"] = pair(Gpu<DeviceKind::hip>::kForward, Gpu<DeviceKind::hip>::kBackward);
     return out;
   });
 }

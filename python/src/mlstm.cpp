@@ -158,32 +158,38 @@ void register_parts(py::module_& module) {
          const ArrayLike& m, const ArrayLike& i, const ArrayLike& b, const Options& options) {
         auto out = ops::mlstm_parallel_fw_h(q.tensor, k.tensor, v.tensor, {c.tensor, n.tensor, m.tensor},
                                             i.tensor, b.tensor, options.settings());
-        return std::tuple{out.h, out.n_out, out.m_out};
+        return std::tuple{out.h, out.n_out, out.m_out, out.nt};
       },
       py::arg("matQ"), py::arg("matK"), py::arg("matV"), py::arg("matC_states"), py::arg("vecN_states"),
       py::arg("scaMinter_states"), py::arg("vecI"), py::arg("vecB"), py::arg("options"), Release());
   module.def(
       "mlstm_recurrent_bw_dC",
       [](const HeadArray& q, const ArrayLike& f, const ArrayLike& m_states, const ArrayLike& m_out,
-         const HeadArray& dh, const ArrayLike& n_out, const Optional& dc_last, const Options& options) {
-        return ops::mlstm_recurrent_bw_dc(q.tensor, f.tensor, m_states.tensor, m_out.tensor, dh.tensor,
-                                          n_out.tensor, or_absent(dc_last), options.settings());
+         const HeadArray& dh, const ArrayLike& n_out, const Optional& dc_last, const Optional& h,
+         const Optional& nt, const Optional& dn_last, const Options& options) {
+        auto out = ops::mlstm_recurrent_bw_dc(
+            q.tensor, f.tensor, m_states.tensor, m_out.tensor, dh.tensor, n_out.tensor, or_absent(dc_last),
+            {or_absent(h), or_absent(nt), or_absent(dn_last)}, options.settings());
+        return std::tuple{out.dc, out.initial.c, out.dn, out.initial.n};
       },
       py::arg("matQ"), py::arg("vecF"), py::arg("scaM_states"), py::arg("vecM_out"), py::arg("matDeltaH"),
-      py::arg("vecN_out"), py::arg("matDeltaC_last"), py::arg("options"), Release());
+      py::arg("vecN_out"), py::arg("matDeltaC_last"), py::arg("matH"), py::arg("vecNt"),
+      py::arg("vecDeltaN_last"), py::arg("options"), Release());
   module.def(
       "mlstm_parallel_bw_dQKV",
       [](const HeadArray& q, const HeadArray& k, const HeadArray& v, const ArrayLike& f, const ArrayLike& i,
          const ArrayLike& c, const ArrayLike& m, const HeadArray& dh, const ArrayLike& n_out,
-         const ArrayLike& m_out, const ArrayLike& dc, const Options& options) {
-        auto out = ops::mlstm_parallel_bw_dqkv(q.tensor, k.tensor, v.tensor, f.tensor, i.tensor,
-                                               {c.tensor, Tensor(), m.tensor}, dh.tensor, n_out.tensor,
-                                               m_out.tensor, dc.tensor, options.settings());
+         const ArrayLike& m_out, const ArrayLike& dc, const Optional& n, const Optional& dn,
+         const Options& options) {
+        auto out = ops::mlstm_parallel_bw_dqkv(
+            q.tensor, k.tensor, v.tensor, f.tensor, i.tensor, {c.tensor, or_absent(n), m.tensor}, dh.tensor,
+            n_out.tensor, m_out.tensor, {dc.tensor, or_absent(dn), {}}, options.settings());
         return std::tuple{out.dq, out.dk, out.dv, out.di, out.df};
       },
       py::arg("matQ"), py::arg("matK"), py::arg("matV"), py::arg("vecF"), py::arg("vecI"),
       py::arg("matC_states"), py::arg("scaM_states"), py::arg("matDeltaH"), py::arg("vecN_out"),
-      py::arg("vecM_out"), py::arg("matDeltaC_states"), py::arg("options"), Release());
+      py::arg("vecM_out"), py::arg("matDeltaC_states"), py::arg("vecN_states"), py::arg("vecDeltaN_states"),
+      py::arg("options"), Release());
 }
 
 }  // namespace

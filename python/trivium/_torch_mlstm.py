@@ -28,6 +28,12 @@ def _empty(like: torch.Tensor) -> torch.Tensor:
     return like.new_empty(0)
 
 
+def _device_of(t: torch.Tensor) -> Any:
+    """A context in which t's device is torch's current one: elsewhere torch hands over no tensors. By DLPack our work
+    waits for torch's current stream of that device, and that stream for our work."""
+    return torch.cuda.device_of(t)
+
+
 def _detached(*values: torch.Tensor | None) -> list[torch.Tensor | None]:
     """For DLPack; an empty tensor stands for an absent one."""
     return [None if v is None or v.numel() == 0 else v.detach() for v in values]
@@ -50,11 +56,14 @@ def _forward(
     grad_mode: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     options = MlstmOptions(qk_scale=qk_scale, chunk_size=chunk_size, eps=eps)
-    h, n_out, nt, m_out, last, _ = mlstm._forward(
-        _detached(q, k, v, i, f), _detached(c0, n0, m0), options, return_last_states, False
-    )
-    state = _tensors(last) if return_last_states else [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
-    return (*_tensors((h, n_out, nt, m_out)), *state)
+    with _device_of(q):
+        h, n_out, nt, m_out, last, _ = mlstm._forward(
+            _detached(q, k, v, i, f), _detached(c0, n0, m0), options, return_last_states, False
+        )
+        state = (
+            _tensors(last) if return_last_states else [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
+        )
+        return (*_tensors((h, n_out, nt, m_out)), *state)
 
 
 @_forward.register_fake
@@ -95,31 +104,32 @@ def _backward(
     torch.Tensor,
     torch.Tensor,
 ]:
-    x, (c, n, m) = _detached(q, k, v, i, f), _detached(c0, n0, m0)
-    grads = mlstm.chunkwise_bw(
-        x[0],
-        x[1],
-        x[2],
-        x[3],
-        x[4],
-        c,
-        n,
-        m,
-        qk_scale=qk_scale,
-        vecN_out=n_out,
-        vecM_out=m_out,
-        vecNt=nt,
-        matDeltaH=dh.detach(),
-        matDeltaC_last=None if dc is None else dc.detach(),
-        vecDeltaN_last=None if dn is None else dn.detach(),
-        CHUNK_SIZE=chunk_size,
-        EPS=eps,
-        grad_mode=grad_mode,
-    )
-    state = _tensors(grads[5:]) if c0 is not None else [_empty(n_out) for _ in range(3)]
-    if m0 is not None:
-        state[2] = state[2].reshape(m0.shape)
-    return (*_tensors(grads[:5]), *state)
+    with _device_of(q):
+        x, (c, n, m) = _detached(q, k, v, i, f), _detached(c0, n0, m0)
+        grads = mlstm.chunkwise_bw(
+            x[0],
+            x[1],
+            x[2],
+            x[3],
+            x[4],
+            c,
+            n,
+            m,
+            qk_scale=qk_scale,
+            vecN_out=n_out,
+            vecM_out=m_out,
+            vecNt=nt,
+            matDeltaH=dh.detach(),
+            matDeltaC_last=None if dc is None else dc.detach(),
+            vecDeltaN_last=None if dn is None else dn.detach(),
+            CHUNK_SIZE=chunk_size,
+            EPS=eps,
+            grad_mode=grad_mode,
+        )
+        state = _tensors(grads[5:]) if c0 is not None else [_empty(n_out) for _ in range(3)]
+        if m0 is not None:
+            state[2] = state[2].reshape(m0.shape)
+        return (*_tensors(grads[:5]), *state)
 
 
 @_backward.register_fake
@@ -211,19 +221,20 @@ def mlstm_step(
 
     The state c, n and m is updated in place."""
     i, f = (g.detach().reshape(q.shape[:2]) for g in (i, f))
-    h = mlstm.recurrent_step(
-        q.detach(),
-        k.detach(),
-        v.detach(),
-        i,
-        f,
-        c.detach(),
-        n.detach(),
-        m.detach().view(q.shape[:2]),
-        qk_scale,
-        eps,
-    )
-    return torch.from_dlpack(h)
+    with _device_of(q):
+        h = mlstm.recurrent_step(
+            q.detach(),
+            k.detach(),
+            v.detach(),
+            i,
+            f,
+            c.detach(),
+            n.detach(),
+            m.detach().view(q.shape[:2]),
+            qk_scale,
+            eps,
+        )
+        return torch.from_dlpack(h)
 
 
 class mLSTMLayer(torch.nn.Module):

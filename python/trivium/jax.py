@@ -1,4 +1,7 @@
-"""The mLSTM for jax on the CPU: a custom_vjp function over trivium's kernels, called through jax.ffi.
+"""The mLSTM for jax: a custom_vjp function over trivium's kernels, called through jax.ffi.
+
+On the CPU, and on GPUs that jax calls cuda or rocm where trivium's backend of that name is installed: there the kernels
+are queued on XLA's stream. The GPU path is compiled and runs on the emulator in the tests; no test ran it on a GPU.
 
 >>> import jax, jax.numpy as jnp
 >>> q = k = v = jax.random.normal(jax.random.key(0), (1, 2, 100, 16))
@@ -26,8 +29,10 @@ except ImportError as error:
 
 __all__ = ["mlstm_chunkwise"]
 
-for _name, _handler in _jax.handlers().items():
-    jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
+# A GPU's backend is loaded by the first call there, which says so where it cannot be had.
+for _platform, _handlers in _jax.handlers().items():
+    for _name, _handler in _handlers.items():
+        jax.ffi.register_ffi_target(_name, _handler, platform=_platform)
 
 _F32 = jnp.float32
 
@@ -87,8 +92,10 @@ def mlstm_chunkwise(
 ) -> Any:
     """The mLSTM with gradients: q, k [B, NH, S, DHQK], v [B, NH, S, DHHV], gate pre-activations i, f [B, NH, S].
 
-    Returns h like v or, with return_last_states, (h, (c, n, m)) with m [B, NH]. Works under jit and grad; grad_mode as
-    in trivium.mlstm.chunkwise_bw."""
+    q, k and v are float32, bfloat16 or float16 on one device. Returns h like v or, with return_last_states,
+    (h, (c, n, m)) with m [B, NH]. Works under jit and grad; grad_mode as in trivium.mlstm.chunkwise_bw. Arrays on a GPU
+    whose backend this installation lacks are an error of the call that names the backend and the reason; chunk_size is
+    16, 32, ... 1024 there."""
     if grad_mode not in ("exact", "approx"):
         raise InvalidArgument(f'mlstm_chunkwise: grad_mode is "{grad_mode}", expected "exact" or "approx"')
     if q.ndim != 4 or v.ndim != 4:

@@ -20,8 +20,19 @@ import numpy as np
 
 from . import _core
 from ._core import InvalidArgument, Tensor
+from ._mlstm_parts import (
+    M_FLOOR,
+    ExactStateGradients,
+    StateGradients,
+    States,
+    parallel_bw_dQKV,
+    parallel_fw_H,
+    recurrent_bw_dC,
+    recurrent_fw_C,
+)
 
 __all__ = [
+    "ExactStateGradients",
     "ForwardOutput",
     "Gradients",
     "StateGradients",
@@ -35,17 +46,6 @@ __all__ = [
     "recurrent_sequence",
     "recurrent_step",
 ]
-
-M_FLOOR = -10.0  # outputs use max(m, M_FLOOR), which changes nothing but rounding; -inf turns it off
-
-
-class States(NamedTuple):
-    """States of the cell. As last states C [B, NH, DHQK, DHHV], n [B, NH, DHQK] and m [B, NH]; as all states
-    C [B, NH, (NC + 1) DHQK, DHHV], n [B, NH, (NC + 1) DHQK] and m [B, NH, NC + 1], block 0 being the initial one."""
-
-    C: Tensor
-    n: Tensor
-    m: Tensor | None
 
 
 class ForwardOutput(NamedTuple):
@@ -67,12 +67,6 @@ class Gradients(NamedTuple):
     matDeltaC_initial: Tensor | None
     vecDeltaN_initial: Tensor | None
     scaDeltaM_initial: Tensor | None
-
-
-class StateGradients(NamedTuple):
-    matDeltaC_states: Tensor  # [B, NH, NC DHQK, DHHV]: of the states after chunks 1 to NC
-    matDeltaC_initial: Tensor | None
-    scaM_initial: Tensor | None  # the initial stabiliser, as given in scaM_states
 
 
 def chunkwise_fw(
@@ -264,143 +258,6 @@ def recurrent_sequence(
     )
     h, n_out, m_out = _core.mlstm_recurrent(matQ, matK, matV, vecI, vecF, c, n, m, options, False)
     return ForwardOutput(h, n_out, m_out, States(c, n, m) if return_last_states else None, None)
-
-
-def _part_options(op: str, tokens: int, CHUNK_SIZE: int, NUM_CHUNKS: int | None, **rest: Any) -> Any:
-    chunks = -(-tokens // CHUNK_SIZE) if CHUNK_SIZE > 0 else NUM_CHUNKS
-    if NUM_CHUNKS is not None and NUM_CHUNKS != chunks:
-        raise InvalidArgument(
-            f"mlstm.{op}: NUM_CHUNKS is {NUM_CHUNKS}, but {tokens} tokens in chunks of {CHUNK_SIZE} make {chunks}"
-        )
-    return _core.MlstmOptions(chunk_size=CHUNK_SIZE, **rest)
-
-
-def recurrent_fw_C(
-    matK: Any,
-    matV: Any,
-    vecB: Any,
-    vecI: Any,
-    matC_states: Any = None,
-    vecN_states: Any = None,
-    scaMinter_states: Any = None,
-    matC_initial: Any = None,
-    vecN_initial: Any = None,
-    scaMinter_initial: Any = None,
-    qk_scale: float | None = None,
-    CHUNK_SIZE: int = 64,
-    NUM_CHUNKS: int | None = None,
-) -> States:
-    """States at all chunk boundaries. vecB [B, NH, NC, L]: sums of log forget gates from the start of each chunk; vecI
-    [B, NH, NC, L]. matC_states, vecN_states and scaMinter_states are buffers that receive the results; qk_scale is not
-    used, since states are not scaled."""
-    del qk_scale
-    k = _core.from_dlpack(matK)
-    options = _part_options(
-        "recurrent_fw_C",
-        k.shape[2] if len(k.shape) == 4 else 0,
-        CHUNK_SIZE,
-        NUM_CHUNKS if len(k.shape) == 4 else None,
-    )
-    out = _core.mlstm_recurrent_fw_C(
-        k, matV, vecB, vecI, matC_initial, vecN_initial, scaMinter_initial, options
-    )
-    for buffer, result in zip((matC_states, vecN_states, scaMinter_states), out):
-        if buffer is not None:
-            np.copyto(np.from_dlpack(buffer), np.from_dlpack(result))
-    return States(*out)
-
-
-def parallel_fw_H(
-    matQ: Any,
-    matK: Any,
-    matV: Any,
-    matC_states: Any,
-    vecN_states: Any,
-    scaMinter_states: Any,
-    vecI: Any,
-    vecB: Any,
-    qk_scale: float | None = None,
-    CHUNK_SIZE: int = 64,
-    NUM_CHUNKS: int | None = None,
-    EPS: float = 1e-6,
-    *,
-    m_floor: float = M_FLOOR,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(matH, vecN_out, vecM_out) from the states before each chunk, as recurrent_fw_C returns them."""
-    q = _core.from_dlpack(matQ)
-    tokens = q.shape[2] if len(q.shape) == 4 else 0
-    options = _part_options(
-        "parallel_fw_H",
-        tokens,
-        CHUNK_SIZE,
-        NUM_CHUNKS if tokens else None,
-        qk_scale=qk_scale,
-        eps=EPS,
-        m_floor=m_floor,
-    )
-    states = (matC_states, vecN_states, scaMinter_states)
-    return _core.mlstm_parallel_fw_H(matQ, matK, matV, *states, vecI, vecB, options)
-
-
-def recurrent_bw_dC(
-    matQ: Any,
-    vecF: Any,
-    scaM_states: Any,
-    vecM_out: Any,
-    matDeltaH: Any,
-    vecN_out: Any,
-    matDeltaC_last: Any = None,
-    qk_scale: float | None = None,
-    CHUNK_SIZE: int = 64,
-    NUM_CHUNKS: int | None = None,
-    EPS: float = 1e-6,
-    *,
-    store_initial_state: bool = False,
-) -> StateGradients:
-    """Gradients of the states at chunk boundaries (approx). vecF [B, NH, S]: the log forget gate of each token."""
-    q = _core.from_dlpack(matQ)
-    tokens = q.shape[2] if len(q.shape) == 4 else 0
-    options = _part_options(
-        "recurrent_bw_dC", tokens, CHUNK_SIZE, NUM_CHUNKS if tokens else None, qk_scale=qk_scale, eps=EPS
-    )
-    states, first = _core.mlstm_recurrent_bw_dC(
-        q, vecF, scaM_states, vecM_out, matDeltaH, vecN_out, matDeltaC_last, options
-    )
-    if not store_initial_state:
-        return StateGradients(states, None, None)
-    m = np.from_dlpack(_core.from_dlpack(scaM_states))[..., 0]
-    return StateGradients(states, first, _core.from_dlpack(np.ascontiguousarray(m)))
-
-
-def parallel_bw_dQKV(
-    matQ: Any,
-    matK: Any,
-    matV: Any,
-    vecF: Any,
-    vecI: Any,
-    matC_states: Any,
-    scaM_states: Any,
-    matDeltaH: Any,
-    vecN_out: Any,
-    vecM_out: Any,
-    matDeltaC_states: Any,
-    qk_scale: float | None = None,
-    CHUNK_SIZE: int = 64,
-    NUM_CHUNKS: int | None = None,
-    EPS: float = 1e-6,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dQ, dK, dV, dI, gradient of vecF) from the states before and the gradients of the states after each chunk
-    (approx). vecF [B, NH, S]: the log forget gate of each token; matC_states has NC or NC + 1 blocks, matDeltaC_states
-    NC."""
-    q = _core.from_dlpack(matQ)
-    tokens = q.shape[2] if len(q.shape) == 4 else 0
-    options = _part_options(
-        "parallel_bw_dQKV", tokens, CHUNK_SIZE, NUM_CHUNKS if tokens else None, qk_scale=qk_scale, eps=EPS
-    )
-    states = (matC_states, scaM_states)
-    return _core.mlstm_parallel_bw_dQKV(
-        q, matK, matV, vecF, vecI, *states, matDeltaH, vecN_out, vecM_out, matDeltaC_states, options
-    )
 
 
 # The names of the published kernels. Their backward pass is the approximate one.

@@ -168,6 +168,28 @@ TEST(HipModule, StreamsEventsAndGraphsAreGivenBack) {
   });
 }
 
+TEST(HipModule, AnotherLibrarysStreamIsUsedAndLeftAlone) {
+  on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1& table) {
+    const Device device = parse_device("hip");
+    Stream theirs(device);
+    void* native = nullptr;
+    ASSERT_EQ(table.runtime->stream_native(theirs.handle(), &native), Status::ok);
+    {
+      Stream borrowed(device, native);
+      void* seen = nullptr;
+      EXPECT_EQ(table.runtime->stream_native(borrowed.handle(), &seen), Status::ok);
+      EXPECT_EQ(seen, native);
+      EXPECT_EQ(fake.live_streams, 1);
+    }
+    EXPECT_EQ(fake.live_streams, 1);
+    expect_error<DeviceError>(
+        [&] {
+          Stream(Device{DeviceKind::hip, 7}, native);
+        },
+        {"hip:7", "does not exist"});
+  });
+}
+
 Status launch(const trivium_backend_v1& table, Stream& stream, int64_t tokens) {
   static int32_t positions[8];
   static double inv_freq[4];

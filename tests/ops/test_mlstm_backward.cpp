@@ -194,22 +194,69 @@ TEST(MlstmBackward, PartsMakeTheWhole) {
     expect_relative(out.h, doubles_of(whole.h), 1e-5, "h");
     expect_relative(out.m_out, doubles_of(whole.m_out), 1e-6, "m");
 
-    const auto want = gradients(k, MlstmGradMode::approx, true, settings);
     const Tensor lf = device_tensor(k.x.f.shape(), log_f);
-    const auto [dc, dc0] =
-        ops::mlstm_recurrent_bw_dc(k.x.q, lf, whole.states.m, whole.m_out, k.dh, whole.n_out, k.dc, settings);
-    EXPECT_EQ(dc.shape(), (Shape{2, 2, chunks * 16, 16}));
-    expect_relative(dc0, doubles_of(want.initial.c), 2e-5, "dC0");
-    const auto got = ops::mlstm_parallel_bw_dqkv(k.x.q, k.x.k, k.x.v, lf, k.x.i, whole.states, k.dh,
-                                                 whole.n_out, whole.m_out, dc, settings);
-    expect_relative(got.dq, doubles_of(want.dq), 2e-5, "dq");
-    expect_relative(got.dk, doubles_of(want.dk), 2e-5, "dk");
-    expect_relative(got.dv, doubles_of(want.dv), 2e-5, "dv");
-    expect_relative(got.di, doubles_of(want.di), 1e-4, "di");
-    auto df = values_of<float>(got.df);
-    for (size_t i = 0; i < df.size(); ++i) df[i] *= -std::expm1(log_f[i]);
-    expect_relative(device_tensor(got.df.shape(), df), doubles_of(want.df), 1e-4, "df");
+    for (const MlstmGradMode mode : {MlstmGradMode::exact, MlstmGradMode::approx}) {
+      const bool exact = mode == MlstmGradMode::exact;
+      const auto want = gradients(k, mode, true, settings);
+      ops::MlstmDenominatorPath path;
+      if (exact) path = {out.h, out.nt, k.dn};
+      auto after = ops::mlstm_recurrent_bw_dc(k.x.q, lf, whole.states.m, whole.m_out, k.dh, whole.n_out, k.dc,
+                                              path, settings);
+      EXPECT_EQ(after.dc.shape(), (Shape{2, 2, chunks * 16, 16}));
+      expect_relative(after.initial.c, doubles_of(want.initial.c), 2e-5, "dC0");
+      expect_relative(after.initial.n, doubles_of(want.initial.n), 2e-5, "dn0");
+      if (!exact) after.dn = {};
+      const auto got = ops::mlstm_parallel_bw_dqkv(k.x.q, k.x.k, k.x.v, lf, k.x.i, whole.states, k.dh,
+                                                   whole.n_out, whole.m_out, after, settings);
+      expect_relative(got.dq, doubles_of(want.dq), 2e-5, "dq");
+      expect_relative(got.dk, doubles_of(want.dk), 2e-5, "dk");
+      expect_relative(got.dv, doubles_of(want.dv), 2e-5, "dv");
+      expect_relative(got.di, doubles_of(want.di), 1e-4, "di");
+      auto df = values_of<float>(got.df);
+      for (size_t i = 0; i < df.size(); ++i) df[i] *= -std::expm1(log_f[i]);
+      expect_relative(device_tensor(got.df.shape(), df), doubles_of(want.df), 1e-4, "df");
+    }
   }
+}
+
+TEST(MlstmBackward, ACallersStreamAndMemoryGiveTheSameBits) {
+  const MlstmCase c = mlstm_case("odd");
+  const Device device = test_device();
+  const auto like = [&](const Tensor& t) { return Tensor::empty(t.shape(), t.dtype(), device); };
+  const auto state_like = [&](const MlstmState& s) { return MlstmState{like(s.c), like(s.n), like(s.m)}; };
+  std::optional<Stream> stream;
+  if (is_gpu(device.kind)) stream.emplace(device);
+  std::vector<Tensor> memory;
+  const ops::MlstmQueue queue{stream ? &*stream : nullptr, [&](int64_t bytes) {
+                                memory.push_back(Tensor::empty({bytes}, Dtype::u8, device));
+                                return memory.back().data();
+                              }};
+  const auto want = mlstm_chunkwise_fw(c.x, c.initial, {}, true, false);
+  const ops::MlstmOutput out{like(want.h),     like(want.n_out),      like(want.nt),
+                             like(want.m_out), state_like(want.last), {}};
+  ops::mlstm_chunkwise_fw_into(c.x, c.initial, {}, out, queue);
+  const auto want_gradients = gradients(c, MlstmGradMode::exact, true, {});
+  const MlstmGradients got{like(c.x.q), like(c.x.k), like(c.x.v),
+                           like(c.x.i), like(c.x.f), state_like(want_gradients.initial)};
+  ops::mlstm_chunkwise_bw_into(
+      c.x, c.initial,
+      {.n_out = out.n_out, .m_out = out.m_out, .nt = out.nt, .dh = c.dh, .dc_last = c.dc, .dn_last = c.dn},
+      {}, MlstmGradMode::exact, got, queue);
+  if (stream) stream->synchronize();
+  EXPECT_GE(memory.size(), 4u);
+  expect_same_bits(out.h, want.h, "h");
+  expect_same_bits(out.last.c, want.last.c, "C");
+  expect_same_bits(got.dq, want_gradients.dq, "dq");
+  expect_same_bits(got.df, want_gradients.df, "df");
+  expect_same_bits(got.initial.n, want_gradients.initial.n, "dn0");
+  const auto refused = [&](const ops::MlstmOutput& wrong, const MlstmSettings& settings) {
+    return [&, wrong, settings] { ops::mlstm_chunkwise_fw_into(c.x, c.initial, settings, wrong, queue); };
+  };
+  expect_error(refused({out.h, out.n_out, out.nt, {}, {}, {}}, {}), {"vecM_out", "missing"});
+  if (stream) expect_error(refused(out, {.check_finite = true}), {"check_finite", "stream"});
+  if (device.kind != DeviceKind::cuda && device.kind != DeviceKind::hip)
+    expect_error<NotImplemented>([&] { Stream(device, nullptr); },
+                                 {"streams of other libraries on ", name_of(device.kind)});
 }
 
 TEST(MlstmBackward, IsRepeatable) {

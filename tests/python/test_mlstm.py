@@ -152,6 +152,52 @@ def test_the_seeds_names_exist_and_their_backward_is_the_approximate_one():
     assert relative(np.asarray(got[4]) * sigmoid, whole[4]) < 1e-5
 
 
+def test_exact_parts_make_the_whole():
+    x, state, g = make(B=1, NH=2, S=48, DQ=8, DV=12, seed=3)
+    out = mlstm.chunkwise_fw(*call(x), **initial(state), return_all_states=True, CHUNK_SIZE=16)
+    log_f = oracle.log_sigmoid(x["f"]).astype(np.float32)
+    chunked = (1, 2, 3, 16)
+    vec_b = np.cumsum(log_f.reshape(chunked), -1)
+    forward = x["q"], x["k"], x["v"], *out.all_states, x["i"].reshape(chunked), vec_b
+    h, n_out, m_out, nt = mlstm.parallel_fw_H(*forward, CHUNK_SIZE=16, return_vecNt=True)
+    want = oracle.chunkwise_bw(
+        **x, **state, dH=g["dH"], dC=g["dC"], dn=g["dn"], L=16, mode="exact", m_floor=-10.0
+    )
+    after = mlstm.recurrent_bw_dC(
+        x["q"], log_f, out.all_states.m, m_out, g["dH"], n_out, g["dC"],
+        CHUNK_SIZE=16, store_initial_state=True, grad_mode="exact", matH=h, vecNt=nt, vecDeltaN_last=g["dn"],
+    )  # fmt: skip
+    assert after.vecDeltaN_states.shape == (1, 2, 3 * 8)
+    got = mlstm.parallel_bw_dQKV(
+        x["q"], x["k"], x["v"], log_f, x["i"], out.all_states.C, out.all_states.m, g["dH"], n_out, m_out,
+        after.matDeltaC_states, CHUNK_SIZE=16, grad_mode="exact", vecN_states=out.all_states.n,
+        vecDeltaN_states=after.vecDeltaN_states,
+    )  # fmt: skip
+    got = [*got[:4], np.asarray(got[4]) * oracle.sigmoid(-x["f"].astype(np.float64))]
+    got += [after.matDeltaC_initial, after.vecDeltaN_initial]
+    for name, value in zip(("q", "k", "v", "i", "f", "C0", "n0"), got):
+        assert relative(value, want[name]) < 1e-4, name
+
+
+def test_parts_say_what_their_mode_needs():
+    x, _, g = make(B=1, NH=1, S=16, DQ=4, DV=4)
+    out = mlstm.chunkwise_fw(*call(x), return_all_states=True, CHUNK_SIZE=16)
+    states = out.all_states
+    known = x["q"], x["f"], states.m, out.vecM_out, g["dH"], out.vecN_out
+    with pytest.raises(ValueError, match="matH is missing, which the exact gradient needs"):
+        mlstm.recurrent_bw_dC(*known, CHUNK_SIZE=16, grad_mode="exact")
+    with pytest.raises(ValueError, match="vecNt is given, but only the exact gradient needs it"):
+        mlstm.recurrent_bw_dC(*known, CHUNK_SIZE=16, vecNt=out.vecN_out)
+    with pytest.raises(ValueError, match="vecDeltaN_last is given"):
+        mlstm.recurrent_bw_dC(*known, CHUNK_SIZE=16, vecDeltaN_last=states.n)
+    with pytest.raises(ValueError, match='grad_mode is "fast"'):
+        mlstm.recurrent_bw_dC(*known, CHUNK_SIZE=16, grad_mode="fast")
+    dc = mlstm.recurrent_bw_dC(*known, CHUNK_SIZE=16).matDeltaC_states
+    rest = x["q"], x["k"], x["v"], x["f"], x["i"], states.C, states.m, g["dH"], out.vecN_out, out.vecM_out, dc
+    with pytest.raises(ValueError, match="vecN_states is missing, which the exact gradient needs"):
+        mlstm.parallel_bw_dQKV(*rest, CHUNK_SIZE=16, grad_mode="exact")
+
+
 def test_steps_continue_a_prefill_in_place():
     x, _, _ = make(B=2, NH=2, S=40, DQ=16, DV=24)
     whole = np.asarray(mlstm.recurrent_sequence(*call(x)).matH)
@@ -233,6 +279,36 @@ def test_torch_ops_pass_torchs_own_checks(torch):
 
     arguments = (q, k, v, i, f, None, None, None, True, 1e-6, 16, None, "exact")
     torch.library.opcheck(torch.ops.trivium.mlstm_forward.default, arguments)
+
+
+def test_torch_functions_run_where_their_tensors_are(torch, monkeypatch):
+    """torch hands over a tensor only while its device is the current one."""
+    import contextlib
+
+    from trivium.torch import mlstm_chunkwise, mlstm_step
+
+    current, seen = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tensor.shape)
+        yield
+        current.pop()
+
+    def watched(name):
+        real = getattr(mlstm, name)
+        monkeypatch.setattr(mlstm, name, lambda *a, **kw: seen.append((name, *current)) or real(*a, **kw))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("_forward", "chunkwise_bw", "recurrent_step"):
+        watched(name)
+    q, k, v = (torch.randn(1, 1, 5, 4, requires_grad=True) for _ in range(3))
+    i, f = (torch.randn(1, 1, 5) for _ in range(2))
+    h, state = mlstm_chunkwise(q, k, v, i, f, return_last_states=True)
+    h.sum().backward()
+    mlstm_step(*(t[:, :, 0] for t in (q, k, v, i, f)), *(t.detach() for t in state))
+    shape = q.shape
+    assert seen == [("_forward", shape), ("chunkwise_bw", shape), ("recurrent_step", (1, 1, 4))]
 
 
 def test_torch_layer_loads_a_checkpoints_layer(torch):

@@ -154,6 +154,12 @@ def test_a_step_of_any_batch_is_the_oracles(batch):
     want, *_ = oracle.recurrent_fw(**x, **state)
     got = mlstm.recurrent_sequence(q, k, v, i, f, c, n, m)
     assert relative(got.matH, want) < 2e-6
+    tokens = [np.ascontiguousarray(a[:, :, 0]) for a in (q, k, v, i, f)]
+    h = mlstm.recurrent_step(*tokens, c, n, m)  # in place
+    np.testing.assert_array_equal(h, np.asarray(got.matH)[:, :, 0])
+    _, _, _, c1, n1, m1 = oracle.recurrent_fw(**x, **state)
+    for mine, theirs in ((c, c1), (n, n1), (m, m1)):
+        assert relative(mine, theirs[:, :, -1]) < 2e-6
 
 
 def test_a_thousand_steps_are_the_sequence():
@@ -186,7 +192,21 @@ def test_small_outputs_keep_their_accuracy():
 def test_eps_and_scale(eps, scale):
     x = inputs(1, 2, 50, 8, 8, seed=6)
     want = oracle.parallel_fw(*(a.astype(np.float64) for a in x), qk_scale=scale, eps=eps)[0]
-    expect_outputs(mlstm.chunkwise_fw(*x, qk_scale=scale, EPS=eps, CHUNK_SIZE=16), want)
+    options = dict(qk_scale=scale, EPS=eps, CHUNK_SIZE=16)
+    out = mlstm.chunkwise_fw(*x, **options)
+    expect_outputs(out, want)
+    dh = np.random.default_rng(7).standard_normal(want.shape).astype(np.float32)
+    exact = dict(zip("qkvif", (a.astype(np.float64) for a in x)))
+    for mode in ("exact", "approx"):
+        want = oracle.chunkwise_bw(
+            **exact, dH=dh.astype(np.float64), L=16, allow_tail=True, qk_scale=scale, eps=eps, mode=mode,
+            m_floor=-10.0,
+        )  # fmt: skip
+        got = mlstm.chunkwise_bw(
+            *x, vecN_out=out.vecN_out, vecM_out=out.vecM_out, matDeltaH=dh, grad_mode=mode, **options
+        )
+        for name, gradient in zip("qkvif", got):
+            assert relative(gradient, want[name]) < 1e-4, (mode, name)
 
 
 @pytest.mark.slow

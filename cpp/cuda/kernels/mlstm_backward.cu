@@ -250,6 +250,8 @@ void backward_as(Stream stream, const MlstmBackwardArgs& a, const BackwardWork& 
     launch(stream, {.grid = {token_blocks, row_blocks}, .block = kMlstmThreads}, pairs_kernel<T>, a, work,
            row_blocks);
     mlstm_backward_rows(stream, a, work);
+  } else if (a.exact) {
+    mlstm_backward_denominators(stream, a, work);
   }
   if (a.parts & kMlstmStates)
     launch(stream, {.grid = {heads, key_blocks, value_blocks}, .block = kMlstmThreads},

@@ -39,6 +39,23 @@ void rows_kernel(MlstmBackwardArgs a, BackwardWork work) {
   work.x[token] = factor * (through + e * past_nt);
 }
 
+// One block a token: e_l from h, where the outputs' products do not give it.
+template <class T>
+GPU_KERNEL(kRowThreads)
+void denominator_kernel(MlstmBackwardArgs a, BackwardWork work) {
+  const int64_t token = blockIdx.x, head = token / a.size.tokens, within = token % a.size.tokens;
+  const ChunkPlace at(a.size, head * a.size.num_chunks() + within / a.size.chunk);
+  const T* dh = as<T>(a.dh) + at.at(a.dhs) + (within - at.first) * a.dhs.token;
+  const T* h = as<T>(a.h) + token * a.size.dv;
+  float dot = 0;
+  for (int64_t v = threadIdx.x; v < a.size.dv; v += kRowThreads)
+    dot = fma(to_float(dh[v]), to_float(h[v]), dot);
+  dot = block_sum(dot);
+  if (threadIdx.x != 0) return;
+  const bool active = a.options.normalize && abs(a.nt[token]) >= exp(-a.m[token]);
+  work.e[token] = active ? (a.nt[token] > 0 ? -1.0f : 1.0f) * dot * output_factor(a, token) : 0.0f;
+}
+
 // One block a token: y_j = k_j . dK_future_j.
 template <class T>
 GPU_KERNEL(kRowThreads)
@@ -110,6 +127,13 @@ void mlstm_backward_rows(Stream stream, const MlstmBackwardArgs& a, const Backwa
   dispatch_dtype<float, bf16, f16>(a.dtype, "mlstm_backward", [&]<class T>() {
     launch(stream, {.grid = {a.size.batch * a.size.heads * a.size.tokens}, .block = kRowThreads},
            rows_kernel<T>, a, work);
+  });
+}
+
+void mlstm_backward_denominators(Stream stream, const MlstmBackwardArgs& a, const BackwardWork& work) {
+  dispatch_dtype<float, bf16, f16>(a.dtype, "mlstm_backward", [&]<class T>() {
+    launch(stream, {.grid = {a.size.batch * a.size.heads * a.size.tokens}, .block = kRowThreads},
+           denominator_kernel<T>, a, work);
   });
 }
 
