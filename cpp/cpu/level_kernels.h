@@ -5,6 +5,7 @@
 #include "cpu/levels.h"
 #include "cpu/linear_maximum.h"
 #include "cpu/lut_sequence_level.h"
+#include "cpu/lut_sequence_w_level.h"
 #include "cpu/matmul.h"
 
 namespace trivium::cpu::TRIVIUM_CPU_NS {
@@ -247,6 +248,7 @@ const LevelKernels& level_kernels() {
       .lut_gather_x_gradients_for_sequence = lut_gather_x_gradients_for_sequence,
       .lut_gather_w_gradients_for_sequence = lut_gather_w_gradients_for_sequence,
       .lut_decode = lut_decode,
+      .lut_mark_pairs = lut_mark_pairs,
       .mlstm = mlstm_kernels,
   };
   return kTable;

@@ -37,6 +37,7 @@ struct LevelKernels {
   void (*lut_gather_x_gradients_for_sequence)(const LutSequenceXGradientArgs&);
   void (*lut_gather_w_gradients_for_sequence)(const LutSequenceWGradientArgs&);
   void (*lut_decode)(const LutDecodeArgs&);
+  void (*lut_mark_pairs)(const LutMarkRowsArgs&);
   const MlstmKernels& (*mlstm)();
 };
 

@@ -157,6 +157,7 @@ void lut_product_backward(const LutProductArgs& a) {
 }
 
 void lut_mark_rows(const LutMarkRowsArgs& a) {
+  if (a.kind == 1) return current_level().lut_mark_pairs(a);
   parallel_for(a.num_tables, [&](int64_t t, int) { lut::mark_rows_item(a, t); });
 }
 

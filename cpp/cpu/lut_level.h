@@ -293,11 +293,15 @@ void lut_gather_w_gradients(const LutWGradientArgs& a) {
     // After placing the samples, ends[c] is where row c's end.
     for (int64_t b = 0; b < a.rows; ++b)
       order[ends[a.index[b * w.num_tables + t]]++] = static_cast<int32_t>(b);
+    const bool some = a.target.sgd || a.target.places.marks;  // only rows that have samples are written
+    const bool packed = a.target.places.marks != nullptr;
+    int64_t row = packed ? lut::rank_of_row(a.target.places, w.cells, t, 0) : t * w.cells;
     for (int64_t c = 0, begin = 0; c < w.cells; begin = ends[c++]) {
-      const int64_t row = t * w.cells + c, count = ends[c] - begin;
-      if (count == 0 && (a.target.sgd || a.target.row_offset)) continue;
-      float* out = a.target.out + (a.target.row_offset ? a.target.row_offset[row] : row * w.outputs);
-      write_w_row(out, scaled.values, order + begin, count, w.outputs, a.target.sgd != 0);
+      const int64_t count = ends[c] - begin;
+      if (count > 0 || !some)
+        write_w_row(a.target.out + row * w.outputs, scaled.values, order + begin, count, w.outputs,
+                    a.target.sgd != 0);
+      row += count > 0 || !packed;
     }
   });
 }

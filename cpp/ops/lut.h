@@ -3,7 +3,8 @@
 //
 // All results are float32 and deterministic. In float mode they have the same bits on every backend as long
 // as the device divides exactly; with int_rescaler > 0 sums are whole quanta 1 / ((2^20 - 1) int_rescaler)
-// and equal everywhere. The range of a weight gradient's sum is then +-2^31 quanta.
+// and equal everywhere. Sums of y, gx and gpe are 64 bits wide; one of a weight gradient that would leave
+// +-(2^31 - 1) quanta stays at that end.
 #pragma once
 
 #include <memory>

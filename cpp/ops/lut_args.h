@@ -76,14 +76,24 @@ struct LutPropagateArgs {  // propagate_through_detectors: gx[b, a] += delta, gx
   LutNumerics numerics;
 };
 
-// Where weight gradients go: out[row] = sum of contributions (every element is written), or, with
-// row_offset, only the rows that have one; or W -= eta * contribution when `sgd`.
+// Sets of rows: bit c % 32 of word t * words + c / 32 stands for row (t, c).
+inline constexpr int64_t lut_mark_words(int64_t cells) { return (cells + 31) / 32; }
+
+// The rows that a packed gradient holds, one after another in the order of the table.
+struct LutRowPlaces {
+  const uint32_t* marks;  // [Nt, words] the rows; null: all of them
+  const int64_t* ranks;   // [Nt, words] marked rows before those of the word
+  const int64_t* starts;  // [marked rows] where a row begins; null: all have O elements
+};
+
+// Where weight gradients go: out[row] = sum of contributions (every element is written), or only the rows
+// that have one, packed; or W -= eta * contribution when `sgd`.
 struct LutWeightTarget {
   float* out;
-  const int64_t* row_offset;  // [Nt * C] place of a row in out, packed in order; -1: none; null: as the table
-  const float* rates;         // learning rate of each weight, or null
-  float rate;                 // learning rate of all
-  float eta;                  // with sgd: step size
+  LutRowPlaces places;
+  const float* rates;  // learning rate of each weight, or null
+  float rate;          // learning rate of all
+  float eta;           // with sgd: step size
   int32_t sgd;
 };
 
@@ -184,8 +194,8 @@ struct LutProductArgs {
   LutNumerics numerics;
 };
 
-struct LutMarkRowsArgs {  // marks[t * C + c] = 1 for addressed rows, else 0
-  int32_t* marks;         // [Nt * C]
+struct LutMarkRowsArgs {  // the set of addressed rows
+  uint32_t* marks;        // [Nt, words]
   int64_t num_tables, cells;
   int32_t kind;          // 0: rows of `index`; 1: pairs of `sequence`; 2: pairs of `product`
   const int32_t* index;  // [rows, Nt]

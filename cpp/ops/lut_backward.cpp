@@ -1,9 +1,11 @@
 // Backward passes of LUT layers: surrogate gradient of x and of the positional embeddings, weight gradients.
+#include <bit>
 #include <cmath>
-#include <numeric>
 
+#include "core/parallel.h"
 #include "ops/lut.h"
 #include "ops/lut_checks.h"
+#include "ops/lut_items.h"
 
 namespace trivium::lut {
 
@@ -20,7 +22,8 @@ struct Pass {
   bool staged;
   Gradients out = {};
   LutWeightTarget target = {};
-  Tensor row_offset = {}, delta = {}, pe_delta = {}, sums = {};
+  Tensor delta = {}, pe_delta = {}, sums = {};
+  Tensor marks = {}, ranks = {}, starts = {};                   // row-sparse
   Tensor events = {}, alternatives = {}, stat = {}, dots = {};  // staged path
 
   bool fixed() const { return layer.options().int_rescaler > 0; }
@@ -95,41 +98,63 @@ void check(const Pass& p) {
                 ", the layer on ", layer.device());
 }
 
+// The marks of the addressed rows, on the device.
+Tensor mark_rows(const Pass& p) {
+  const Layer& layer = p.layer;
+  Tensor marks =
+      Tensor::empty({layer.num_tables() * lut_mark_words(layer.cells())}, Dtype::i32, layer.device());
+  LutMarkRowsArgs args{};
+  args.marks = reinterpret_cast<uint32_t*>(marks.data_as<int32_t>());
+  args.num_tables = layer.num_tables();
+  args.cells = layer.cells();
+  args.kind = layer.is_product() ? 2 : layer.is_sequence() ? 1 : 0;
+  if (args.kind == 0) args.index = p.saved.index.data_as<int32_t>(), args.rows = p.rows();
+  if (args.kind == 1) args.sequence = sequence_of(layer, p.saved);
+  if (args.kind == 2) args.product = product_args(layer, p.weights, p.saved).product;
+  call_kernel(layer.device(), &Kernels::lut_mark_rows, "lut_mark_rows", nullptr, args);
+  return marks;
+}
+
+// Where the listed rows of a sparse layer begin in gw; returns its size.
+int64_t place_sparse_rows(Pass& p) {
+  const Tensor& pointers = p.layer.options().pointers;
+  const int64_t cells = p.layer.cells(), *at = pointers.data_as<int64_t>();
+  const bool general = pointers.dim(0) == p.layer.num_tables() * cells + 1;
+  const Tensor starts = Tensor::empty({p.out.rows.numel()}, Dtype::i64);
+  int64_t size = 0;
+  for (int64_t k = 0; k < p.out.rows.numel(); ++k) {
+    const int64_t row = p.out.rows.data_as<int64_t>()[k], list = general ? row : row / cells;
+    starts.data_as<int64_t>()[k] = size;
+    size += at[list + 1] - at[list];
+  }
+  p.starts = starts.to(p.layer.device());
+  p.target.places.starts = p.starts.data_as<int64_t>();
+  return size;
+}
+
 // Lists the addressed rows and gives each its place in gw.
 void find_rows(Pass& p) {
-  const int64_t cells = p.layer.cells(), count = p.layer.num_tables() * cells;
-  Tensor marks = Tensor::empty({count}, Dtype::i32, p.layer.device());
-  LutMarkRowsArgs args{};
-  args.marks = marks.data_as<int32_t>();
-  args.num_tables = p.layer.num_tables();
-  args.cells = cells;
-  args.kind = p.layer.is_product() ? 2 : p.layer.is_sequence() ? 1 : 0;
-  if (args.kind == 0) args.index = p.saved.index.data_as<int32_t>(), args.rows = p.rows();
-  if (args.kind == 1) args.sequence = sequence_of(p.layer, p.saved);
-  if (args.kind == 2) args.product = product_args(p.layer, p.weights, p.saved).product;
-  call_kernel(p.layer.device(), &Kernels::lut_mark_rows, "lut_mark_rows", nullptr, args);
-  marks = marks.to(Device{});
-  const Tensor offset = Tensor::empty({count}, Dtype::i64);
-  const int64_t* pointers =
-      p.layer.options().pointers.numel() ? p.layer.options().pointers.data_as<int64_t>() : nullptr;
-  const bool general = pointers && p.layer.options().pointers.dim(0) == count + 1;
-  const int32_t* mark = marks.data_as<int32_t>();
-  const int64_t marked = std::accumulate(mark, mark + count, int64_t{0});
-  p.out.rows =
-      Tensor::empty({marked + 1}, Dtype::i64).slice(0, marked);  // the last store falls behind the end
-  int64_t *to = p.out.rows.data_as<int64_t>(), *place = offset.data_as<int64_t>();
-  int64_t size = 0;
-  // Without branches on the marks, which cannot be guessed.
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t at = general ? r : r / cells;
-    const int64_t width = pointers ? pointers[at + 1] - pointers[at] : p.layer.options().outputs;
-    *to = r;
-    place[r] = mark[r] ? size : -1;
-    to += mark[r];
-    size += mark[r] * width;
-  }
-  p.out.gw = Tensor::empty({size}, Dtype::f32, p.layer.device());  // the kernels write every row
-  p.row_offset = offset.to(p.layer.device());
+  const int64_t tables = p.layer.num_tables(), cells = p.layer.cells(), words = lut_mark_words(cells);
+  p.marks = mark_rows(p);
+  const Tensor host = p.marks.to(Device{}), ranks = Tensor::empty({tables * words}, Dtype::i64);
+  const auto* marks = reinterpret_cast<const uint32_t*>(host.data_as<int32_t>());
+  auto* rank = ranks.data_as<int64_t>();
+  int64_t count = 0;
+  for (int64_t k = 0; k < tables * words; ++k) rank[k] = count, count += count_bits(marks[k]);
+  p.out.rows = Tensor::empty({count}, Dtype::i64);
+  auto* rows = p.out.rows.data_as<int64_t>();
+  parallel_for(tables, [&](int64_t t, int) {
+    for (int64_t k = t * words; k < (t + 1) * words; ++k) {
+      int64_t* to = rows + rank[k];
+      for (uint32_t left = marks[k]; left; left &= left - 1)
+        *to++ = t * cells + (k - t * words) * 32 + std::countr_zero(left);
+    }
+  });
+  p.ranks = ranks.to(p.layer.device());
+  p.target.places.marks = reinterpret_cast<const uint32_t*>(p.marks.data_as<int32_t>());
+  p.target.places.ranks = p.ranks.data_as<int64_t>();
+  const bool sparse = p.layer.options().pointers.numel() > 0;
+  p.out.gw = p.work.result({sparse ? place_sparse_rows(p) : count * p.layer.options().outputs});
 }
 
 void set_target(Pass& p) {
@@ -138,12 +163,10 @@ void set_target(Pass& p) {
   p.target.rates = p.layer.rates().numel() ? p.layer.rates().data_as<float>() : nullptr;
   switch (p.options.policy) {
     case WeightPolicy::dense:
-      p.out.gw = p.options.gw.numel() ? p.options.gw
-                                      : Tensor::empty(p.weights.shape(), Dtype::f32, p.layer.device());
+      p.out.gw = p.options.gw.numel() ? p.options.gw : p.work.result(p.weights.shape());
       break;
     case WeightPolicy::rows:
       find_rows(p);
-      p.target.row_offset = p.row_offset.data_as<int64_t>();
       break;
     default:
       p.target.sgd = 1;

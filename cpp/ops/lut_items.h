@@ -35,6 +35,14 @@ TRIVIUM_INLINE int64_t to_quanta(double v, double rescale) {
   return q == q ? static_cast<int64_t>(q) : 0;
 }
 
+// A weight gradient's sum is 32 bits wide, in the place of the float; it does not leave its range.
+TRIVIUM_INLINE void add_to_quanta(float& place, int64_t quanta) {
+  constexpr int64_t kLimit = 0x7fffffff;
+  const int64_t sum = __builtin_bit_cast(int32_t, place) + quanta;
+  const auto kept = static_cast<int32_t>(sum > kLimit ? kLimit : sum < -kLimit ? -kLimit : sum);
+  place = __builtin_bit_cast(float, kept);
+}
+
 template <bool fixed>
 TRIVIUM_INLINE Sum<fixed> contribution(Real<fixed> v, const LutNumerics& numerics) {
   if constexpr (fixed)
@@ -235,13 +243,32 @@ struct WOwner {
   int64_t t, first_cell, last_cell, lane, lanes;
 };
 
+TRIVIUM_INLINE int32_t count_bits(uint32_t v) {
+  v -= v >> 1 & 0x55555555u;
+  v = (v & 0x33333333u) + (v >> 2 & 0x33333333u);
+  return static_cast<int32_t>(((v + (v >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24);
+}
+
+// Marked rows before row (t, cell).
+TRIVIUM_INLINE int64_t rank_of_row(const LutRowPlaces& p, int64_t cells, int64_t t, int64_t cell) {
+  const int64_t word = t * lut_mark_words(cells) + cell / 32;
+  return p.ranks[word] + count_bits(p.marks[word] & ((1u << cell % 32) - 1));
+}
+
+// Where row (t, cell) begins in the gradient; -1: it has no place there.
+TRIVIUM_INLINE int64_t place_of_row(const LutTable& w, const LutRowPlaces& p, int64_t t, int64_t cell) {
+  if (!p.marks) return row_of(w, t, cell).first;
+  if (!(p.marks[t * lut_mark_words(w.cells) + cell / 32] >> cell % 32 & 1)) return -1;
+  const int64_t rank = rank_of_row(p, w.cells, t, cell);
+  return p.starts ? p.starts[rank] : rank * w.outputs;
+}
+
 template <bool fixed>
 TRIVIUM_INLINE void add_w_gradient(const LutTable& w, const LutWeightTarget& target,
                                    const LutNumerics& numerics, const WOwner& owner, int64_t cell,
                                    const float* gy, float count) {
   const Row row = row_of(w, owner.t, cell);
-  int64_t to = row.first;
-  if (target.row_offset) to = target.row_offset[owner.t * w.cells + cell];
+  const int64_t to = place_of_row(w, target.places, owner.t, cell);
   for (int64_t k = owner.lane; k < row.count; k += owner.lanes) {
     const float g = gy[row.targets ? row.targets[k] : k];
     if (magnitude(g) <= kGradientEps) continue;
@@ -251,7 +278,7 @@ TRIVIUM_INLINE void add_w_gradient(const LutTable& w, const LutWeightTarget& tar
     if (target.sgd)
       target.out[to + k] -= target.eta * static_cast<float>(v);
     else if constexpr (fixed)
-      reinterpret_cast<int32_t*>(target.out)[to + k] += static_cast<int32_t>(to_quanta(v, numerics.rescale));
+      add_to_quanta(target.out[to + k], to_quanta(v, numerics.rescale));
     else
       target.out[to + k] += v;
   }
@@ -264,7 +291,7 @@ TRIVIUM_INLINE void prepare_w_gradient(const LutTable& w, const LutWeightTarget&
   if (target.sgd || (!begin && !fixed)) return;
   for (int64_t cell = owner.first_cell; cell < owner.last_cell; ++cell) {
     const Row row = row_of(w, owner.t, cell);
-    const int64_t to = target.row_offset ? target.row_offset[owner.t * w.cells + cell] : row.first;
+    const int64_t to = place_of_row(w, target.places, owner.t, cell);
     if (to < 0) continue;
     for (int64_t k = owner.lane; k < row.count; k += owner.lanes) {
       float& out = target.out[to + k];

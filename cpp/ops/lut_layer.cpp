@@ -15,6 +15,13 @@ bool is_host(const Tensor& t, Dtype dtype) {
   return t.dtype() == dtype && t.device() == Device{} && t.is_contiguous();
 }
 
+// A smaller rate would round every gradient of magnitude 1 to zero.
+void check_quantum(const LayerOptions& o, const char* name, float rate) {
+  TRIVIUM_CHECK(o.int_rescaler == 0 || rate == 0 || rate * kFixedUnit * o.int_rescaler >= 1,
+                "lut layer: ", name, " ", rate, " is below one quantum (", 1 / (kFixedUnit * o.int_rescaler),
+                ") of fixed-point mode");
+}
+
 }  // namespace
 
 const char* name_of(Mode mode) {
@@ -54,10 +61,13 @@ Layer::Layer(LayerOptions options, Device device) : options_(std::move(options))
                     (options_.rates.numel() == weight_shape().numel() && is_host(options_.rates, Dtype::f32)),
                 "lut layer: rates are ", options_.rates.shape(), " ", options_.rates.dtype(),
                 ", expected contiguous float32 of ", weight_shape().numel(), " elements on cpu");
+  float least = 1;
   for (int64_t i = 0; i < options_.rates.numel(); ++i) {
     const float rate = options_.rates.data_as<float>()[i];
     TRIVIUM_CHECK(rate >= 0 && rate <= 1, "lut layer: rates[", i, "] is ", rate, ", expected 0 to 1");
+    if (rate > 0) least = std::min(least, rate);
   }
+  if (options_.rates.numel()) check_quantum(options_, "the smallest of rates", least);
   anchors_ = anchors.to(device);
   if (options_.rates.numel()) rates_ = options_.rates.to(device);
 }
@@ -94,10 +104,7 @@ void Layer::check_sizes() const {
   TRIVIUM_CHECK(o.int_rescaler >= 0 && std::isfinite(o.int_rescaler), "lut layer: int_rescaler is ",
                 o.int_rescaler, ", expected a number of at least 0 (0: float mode)");
   TRIVIUM_CHECK(o.group_size > 0, "lut layer: group_size is ", o.group_size, ", expected at least 1");
-  if (o.int_rescaler > 0 && o.learning_rate > 0)
-    TRIVIUM_CHECK(o.learning_rate * kFixedUnit * o.int_rescaler >= 1, "lut layer: learning_rate ",
-                  o.learning_rate, " is below one quantum (", 1 / (kFixedUnit * o.int_rescaler),
-                  ") of fixed-point mode");
+  check_quantum(o, "learning_rate", o.learning_rate);
 }
 
 void Layer::check_anchors() const {

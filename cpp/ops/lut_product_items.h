@@ -132,10 +132,12 @@ TRIVIUM_INLINE void product_w_gradients_item(const LutProductArgs& a, const WOwn
 
 // Marks the addressed rows of table t.
 TRIVIUM_INLINE void mark_rows_item(const LutMarkRowsArgs& a, int64_t t) {
-  int32_t* marks = a.marks + t * a.cells;
-  for (int64_t c = 0; c < a.cells; ++c) marks[c] = 0;
+  const int64_t words = lut_mark_words(a.cells);
+  uint32_t* marks = a.marks + t * words;
+  for (int64_t k = 0; k < words; ++k) marks[k] = 0;
+  const auto mark = [&](int32_t cell) { marks[cell / 32] |= 1u << cell % 32; };
   if (a.kind == 0) {
-    for (int64_t b = 0; b < a.rows; ++b) marks[a.index[b * a.num_tables + t]] = 1;
+    for (int64_t b = 0; b < a.rows; ++b) mark(a.index[b * a.num_tables + t]);
     return;
   }
   const int64_t batch = a.kind == 1 ? a.sequence.batch : a.product.batch;
@@ -143,8 +145,8 @@ TRIVIUM_INLINE void mark_rows_item(const LutMarkRowsArgs& a, int64_t t) {
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t j = 1; j < length; ++j)
       for (int64_t i = 0; i < j; ++i)
-        marks[a.kind == 1 ? cell_at(a.sequence, a.num_tables, b, i, j, t)
-                          : product_detector(a.product, b, i, j, t).index] = 1;
+        mark(a.kind == 1 ? cell_at(a.sequence, a.num_tables, b, i, j, t)
+                         : product_detector(a.product, b, i, j, t).index);
 }
 
 }  // namespace trivium::lut

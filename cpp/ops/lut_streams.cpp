@@ -1,5 +1,7 @@
 #include "ops/lut_streams.h"
 
+#include <atomic>
+
 namespace trivium::lut {
 
 Workspace::Workspace(Device device) : device_(device) {
@@ -18,6 +20,20 @@ void Workspace::join(int waiting, int other) {
   }
   events_[other]->record(*streams_[other]);
   streams_[waiting]->wait(*events_[other]);
+}
+
+Tensor Workspace::result(const Shape& shape) {
+  constexpr int64_t kLarge = 1 << 19;  // elements; the allocator keeps smaller blocks itself
+  const int64_t count = shape.numel();
+  // On a device, work of others that was queued before they let go may still read it.
+  if (device_.kind != DeviceKind::cpu || count < kLarge) return Tensor::empty(shape, Dtype::f32, device_);
+  const bool fits = count <= spare_.numel() && spare_.numel() <= 2 * count;
+  if (!fits || spare_.owner().use_count() != 1) {
+    spare_ = {};                                                       // before the new one is allocated
+    spare_ = Tensor::empty({count + count / 8}, Dtype::f32, device_);  // row-sparse results vary in size
+  }
+  std::atomic_thread_fence(std::memory_order_acquire);  // after what the last holder did with it
+  return Tensor::wrap(spare_.data(), shape, Dtype::f32, device_, spare_.owner());
 }
 
 void Workspace::finish() {

@@ -7,6 +7,7 @@
 
 #include "core/registry.h"
 #include "core/stream.h"
+#include "core/tensor.h"
 
 namespace trivium::lut {
 
@@ -28,6 +29,9 @@ class Workspace {
   }
   // Later work of `waiting` starts after what `other` has been given so far.
   void join(int waiting, int other);
+  // A float32 result that the kernels write in full. On the CPU a large one takes the memory of an earlier
+  // one that nobody holds any more: fresh pages would cost more than what is written to them.
+  Tensor result(const Shape& shape);
   // Blocks the host until stream 0 is done: the end of an operation whose result is returned.
   void finish();
 
@@ -39,6 +43,7 @@ class Workspace {
   Device device_;
   std::optional<Stream> streams_[kStreams];
   std::optional<Event> events_[kStreams];
+  Tensor spare_;  // the memory of the last large result
 };
 
 }  // namespace trivium::lut

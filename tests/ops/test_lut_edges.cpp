@@ -162,6 +162,58 @@ TEST(LutEdges, RowsWithoutSynapses) {
   EXPECT_EQ(inner(c.forward().y, c.forward().y), 0);
 }
 
+// y and gx of one detector on x = (2, 1.5), u = 0.5: cell 1 is addressed, cell 0 the alternative.
+void expect_one_detector(const std::vector<float>& main, const std::vector<float>& other) {
+  lut::LayerOptions o;
+  o.inputs = o.outputs = 2;
+  o.anchors = host_i32({1, 1, 2}, {0, 1});
+  std::vector<int32_t> targets;
+  std::vector<float> weights;
+  std::vector<int64_t> pointers{0};
+  for (const auto* row : {&other, &main}) {
+    for (size_t k = 0; k < row->size(); ++k) targets.push_back(static_cast<int32_t>(k));
+    weights.insert(weights.end(), row->begin(), row->end());
+    pointers.push_back(static_cast<int64_t>(weights.size()));
+  }
+  const auto count = static_cast<int64_t>(weights.size());
+  LutCase c(o, 1, 1);
+  c.options.pointers = host_tensor<int64_t>({3}, pointers);
+  c.options.targets = host_i32({count}, targets);
+  c.rebuild();
+  c.x = host_tensor<float>({1, 2}, std::vector<float>{2, 1.5f});
+  c.gy = host_tensor<float>({1, 2}, std::vector<float>{1, 3});
+  c.w = host_tensor<float>({count}, weights);
+  const auto forward = c.forward();
+  const auto at = [](const std::vector<float>& row, size_t k) { return k < row.size() ? row[k] : 0; };
+  EXPECT_EQ(values_of<float>(forward.y), (std::vector<float>{at(main, 0), at(main, 1)}));
+  const auto g = c.backward(forward.saved);
+  const float dot = at(main, 0) - at(other, 0) + 3 * (at(main, 1) - at(other, 1));
+  EXPECT_FLOAT_EQ(values_of<float>(g.gx)[0], 0.5f / 2.25f * dot);
+  std::vector<float> gw(weights.size());
+  for (size_t k = 0; k < main.size(); ++k) gw[other.size() + k] = k ? 3 : 1;
+  EXPECT_EQ(values_of<float>(g.gw), gw);
+}
+
+TEST(LutEdges, AnAddressedRowMayHaveSynapsesWhereTheAlternativeHasNone) {
+  expect_one_detector({5, 7}, {});
+  expect_one_detector({}, {5, 7});
+  expect_one_detector({5}, {4, 7});
+}
+
+TEST(LutSequence, EmbeddingsFollowTheRuleOfDetectors) {
+  LutCase c(sequence_layer(5, 1, 1, 3, 2, 8), 1, 1);
+  const float tiny = 0x1p-149f;
+  c.pe =
+      host_tensor<float>({7, 1, 3}, std::vector<float>{0.0f, -0.0f, 1,   -2,    2,        2,        NAN, -1,
+                                                       3,    NAN,   NAN, NAN,   INFINITY, 4,        -4,  //
+                                                       tiny, 1,     0,   -tiny, tiny,     -INFINITY});
+  const auto s = c.forward().saved;
+  EXPECT_EQ(values_of<int32_t>(s.pe_index), (std::vector<int32_t>{4, 6, 4, 0, 3, 3, 2}));
+  EXPECT_EQ(values_of<int32_t>(s.pe_min_index), (std::vector<int32_t>{0, 0, 1, -1, 1, 2, 0}));
+  const auto u = values_of<float>(s.pe_min_delta);
+  EXPECT_EQ(u, (std::vector<float>{0, -2, -1, 0, 4, 0, -tiny}));
+}
+
 TEST(LutSequence, OddLengthsMatchTheFormula) {
   for (const int64_t length : {2, 3, 31, 32, 33, 65})
     for (const int64_t npe : {0, 1, 5}) {
@@ -198,6 +250,18 @@ TEST(LutSequence, APositionSeesOnlyItsPast) {
     expect_same_bits(std::span(after).subspan(42), std::span(before).subspan(42), "the other sequence");
     EXPECT_NE(std::vector<float>(after.begin() + 18, after.begin() + 42),
               std::vector<float>(before.begin() + 18, before.begin() + 42));
+  }
+}
+
+TEST(LutSequence, APositionCountsForItselfAndForEveryLaterOne) {
+  LutCase c(sequence_layer(5, 4, 2, 2, 6, 7), 1, 1);
+  const auto before = values_of<float>(c.forward(false).y);
+  for (int64_t i = 0; i < 5; ++i) c.x.data_as<float>()[3 * 5 + i] *= -1;  // of position 3: all bits change
+  const auto after = values_of<float>(c.forward(false).y);
+  for (size_t j = 0; j < 7; ++j) {
+    const auto row = [&](const std::vector<float>& y) { return std::span(y).subspan(j * 6, 6); };
+    const bool same = std::ranges::equal(row(after), row(before));
+    EXPECT_EQ(same, j < 3) << "position " << j;
   }
 }
 

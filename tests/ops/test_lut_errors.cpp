@@ -1,4 +1,5 @@
 // Every bad argument of a LUT layer is one sentence that names it (lut.md 11.5).
+#include "core/log.h"
 #include "ops/lut_support.h"
 
 namespace trivium::testing {
@@ -45,6 +46,8 @@ TEST(LutErrors, Sizes) {
                      {"4 tables of 1073741824 cells", "2^32"});
   expect_layer_error(product_layer(3, 2, 2, 2, 4, 5, false), [](auto& o) { o.sequence_length = 1; },
                      {"sequence_length is 1", "mode product"});
+  expect_layer_error(product_layer(3, 2, 2, 3, 4, 5, true), [](auto& o) { o.sequence_length = 1; },
+                     {"sequence_length is 1", "mode sliced"});
   expect_layer_error(product_layer(3, 2, 2, 3, 4, 5, true), [](auto& o) { o.positional_dim = 2; },
                      {"positional_dim is 2", "inputs (3)", "sliced"});
   expect_layer_error(sequence_layer(5, 3, 2, 0, 4, 6), [](auto& o) { o.unified_pe = true; }, {"unified_pe"});
@@ -92,6 +95,33 @@ TEST(LutErrors, SparseStructure) {
                        o.rates.template data_as<float>()[3] = 2;
                      },
                      {"rates[3] is 2"});
+  expect_layer_error(base,
+                     [](auto& o) {
+                       o.rates = Tensor::zeros({16}, Dtype::f32);
+                       o.rates.template data_as<float>()[3] = 1e-4f;
+                       o.int_rescaler = 0.001;
+                     },
+                     {"rates 0.0001", "quantum"});
+}
+
+std::vector<std::string> g_warnings;
+
+TEST(LutErrors, APairOfEqualInputsIsAWarningAlone) {
+  lut::LayerOptions o = rows_layer(5, 3, 2, 4);
+  g_warnings.clear();
+  set_log_sink([](LogLevel level, const char* message) {
+    if (level == LogLevel::warning) g_warnings.push_back(message);
+  });
+  lut::Layer(o, test_device());
+  EXPECT_TRUE(g_warnings.empty());
+  o.anchors.data_as<int32_t>()[6] = o.anchors.data_as<int32_t>()[7] = 4;
+  LutCase c(o, 3, 1);
+  set_log_sink(nullptr);
+  ASSERT_EQ(g_warnings.size(), 1u);
+  EXPECT_NE(g_warnings[0].find("1 anchor pairs compare an input with itself"), std::string::npos)
+      << g_warnings[0];
+  const auto index = values_of<int32_t>(c.forward().saved.index);
+  for (size_t b = 0; b < 3; ++b) EXPECT_EQ(index[3 * b + 1] & 2, 0) << "the bit of a difference of zero";
 }
 
 TEST(LutErrors, ForwardArguments) {
@@ -164,6 +194,52 @@ TEST(LutErrors, TensorsThatDoNotLieInOrderAreRefused) {
   expect_error([&] { lut::forward(*c.layer, c.weights(), x, {}, true, *c.work); }, {"x", "contiguous"});
   expect_error([&] { lut::forward(*c.layer, w, c.x.to(device), {}, true, *c.work); },
                {"weight", "contiguous"});
+}
+
+TEST(LutErrors, TensorsOfAnotherDeviceAreRefused) {
+  if (test_device() == Device{}) GTEST_SKIP() << "the cpu is the only device here";
+  LutCase c(sequence_layer(5, 3, 2, 2, 4, 6), 2, 1);
+  const auto saved = c.forward().saved;
+  const Device device = test_device();
+  const Tensor w = c.weights(), x = c.x.to(device), pe = c.embeddings(), gy = c.gy.to(device);
+  const auto forward = [&](const Tensor& weights, const Tensor& input, const Tensor& embedding) {
+    return [&] { lut::forward(*c.layer, weights, input, embedding, true, *c.work); };
+  };
+  expect_error(forward(c.w, x, pe), {"weight is on cpu"});
+  expect_error(forward(w, c.x, pe), {"x is on cpu"});
+  expect_error(forward(w, x, c.pe), {"pe is on cpu"});
+  const Tensor gw = Tensor::zeros(c.w.shape(), Dtype::f32);
+  expect_error([&] { lut::backward(*c.layer, w, c.gy, saved, {}, *c.work); }, {"gy is on cpu"});
+  expect_error([&] { lut::backward(*c.layer, w, gy, saved, {.gw = gw}, *c.work); }, {"gw is on cpu"});
+  auto moved = saved;
+  moved.min_delta = saved.min_delta.to(Device{});
+  expect_error([&] { c.backward(moved); }, {"a saved tensor is", "on cpu"});
+  lut::Workspace work{Device{}};
+  expect_error([&] { lut::forward(*c.layer, w, x, pe, true, work); }, {"the workspace is on cpu"});
+  expect_error([&] { lut::backward(*c.layer, w, gy, saved, {}, work); }, {"the workspace is on cpu"});
+}
+
+TEST(LutErrors, NothingIsWrittenWhereACallIsRefused) {
+  const LutCase c(rows_layer(5, 3, 2, 4), 2, 1);
+  const auto saved = c.forward().saved;
+  const Tensor w = c.weights(), short_gy = Tensor::zeros({2, 3}, Dtype::f32, test_device());
+  const auto before = values_of<float>(w);
+  using Policy = lut::WeightPolicy;
+  for (const lut::BackwardOptions& o :
+       {lut::BackwardOptions{.policy = Policy::internal, .eta = NAN},
+        lut::BackwardOptions{.policy = Policy::internal, .normalized = true, .eta = 1}})
+    expect_error([&] { lut::backward(*c.layer, w, c.gy.to(test_device()), saved, o, *c.work); },
+                 {"lut backward"});
+  expect_error(
+      [&] { lut::backward(*c.layer, w, short_gy, saved, {.policy = Policy::internal, .eta = 1}, *c.work); },
+      {"gy is [2, 3]"});
+  expect_same_bits(values_of<float>(w), before, "weights");
+  Guarded gw(c.w.shape(), Dtype::f32);
+  const auto garbage = values_of<float>(gw.tensor());
+  expect_error([&] { lut::backward(*c.layer, w, short_gy, saved, {.gw = gw.tensor()}, *c.work); },
+               {"gy is [2, 3]"});
+  expect_same_bits(values_of<float>(gw.tensor()), garbage, "gw");
+  gw.expect_intact("gw");
 }
 
 TEST(LutErrors, SavedTensorsOfOtherLengthsAreRefused) {

@@ -1,4 +1,6 @@
 // Different ways to one result: staged and fused, sparse and dense, policies, decode and whole sequences.
+#include <numeric>
+
 #include "ops/lut_support.h"
 
 namespace trivium::testing {
@@ -31,6 +33,36 @@ TEST(LutPaths, StagedEqualsFused) {
       expect_same(got.gw, want.gw, "gw");
       if (c.pe.rank()) expect_same(got.gpe, want.gpe, "gpe");
     }
+}
+
+// With weights of one, y counts the rows that fire: B * Nt * S (S - 1) / 2 in all.
+TEST(LutPaths, FiringStatisticsCountEveryPairOnce) {
+  LutCase c(sequence_layer(6, 3, 2, 2, 5, 7), 2, 3);
+  for (int64_t i = 0; i < c.w.numel(); ++i) c.w.data_as<float>()[i] = 1;
+  for (const bool staged : {false, true}) {
+    const auto y = doubles_of(c.forward(true, staged).y);
+    EXPECT_EQ(std::accumulate(y.begin(), y.end(), 0.0), 5 * 2 * 3 * 7 * 6 / 2);
+  }
+}
+
+std::vector<std::string> forward_trace(const LutCase& c, bool staged) {
+  std::vector<std::string> trace;
+  c.work->trace = &trace;
+  c.forward(true, staged);
+  c.work->trace = nullptr;
+  return trace;
+}
+
+TEST(LutPaths, ForwardStagesHaveTheNamesOfTheDataFlow) {
+  const LutCase rows(rows_layer(7, 5, 3, 6), 3, 1), pairs(sequence_layer(6, 3, 2, 0, 5, 5), 2, 1);
+  using Trace = std::vector<std::string>;
+  EXPECT_EQ(forward_trace(rows, false),
+            (Trace{"check_detectors on 0", "fill_outputs_fully_connected on 0", "finish 0"}));
+  EXPECT_EQ(forward_trace(rows, true), (Trace{"check_detectors on 0", "fire_detectors on 0",
+                                              "fill_outputs_by_forward_groups on 0", "finish 0"}));
+  EXPECT_EQ(forward_trace(pairs, true),
+            (Trace{"check_detectors_for_sequence on 0", "fill_after_detectors_firing_stat on 0",
+                   "densify_firing_stat on 0", "fill_outputs_by_sparse_firings on 0", "finish 0"}));
 }
 
 std::vector<std::string> trace_of(LutCase& c, bool staged, const lut::BackwardOptions& options = {}) {
@@ -119,8 +151,12 @@ TEST(LutPaths, SparseWithAllSynapsesEqualsFullyConnected) {
 
 TEST(LutPaths, SparseEqualsFullyConnectedWithZeros) {
   const auto keep = [](int64_t row, int64_t o) { return (row * 7 + o) % 3 == 0; };
-  for (const bool sequence : {false, true}) {
-    LutCase full(sequence ? sequence_layer(6, 3, 2, 1, 9, 5) : rows_layer(7, 5, 3, 9), 3, 21, true);
+  std::vector<LutCase> cases;
+  cases.emplace_back(rows_layer(7, 5, 3, 9), 3, 21, true);
+  cases.emplace_back(sequence_layer(6, 3, 2, 1, 9, 5), 3, 21, true);
+  cases.emplace_back(product_layer(4, 3, 3, 2, 9, 4, false), 2, 21, true);
+  cases.emplace_back(product_layer(3, 3, 3, 3, 9, 4, true), 2, 21, true);
+  for (LutCase& full : cases) {
     LutCase sparse = full;
     make_sparse(sparse, keep, false);
     full.w = full.w.to(Dtype::f64).to(Dtype::f32);
@@ -150,7 +186,17 @@ std::vector<LutCase> policy_cases() {
 }
 
 TEST(LutPaths, RowGradientsAreTheDenseOnesRows) {
-  for (const LutCase& c : policy_cases()) {
+  std::vector<LutCase> cases = policy_cases();
+  for (LutCase c : policy_cases()) {
+    c.options.int_rescaler = 1;
+    c.rebuild();
+    cases.push_back(c);
+  }
+  cases.emplace_back(rows_layer(7, 3, 1, 6), 4, 34);             // two cells a table
+  cases.emplace_back(rows_layer(7, 3, 6, 40), 30, 35);           // several words of marks
+  cases.emplace_back(sequence_layer(6, 3, 1, 0, 33, 4), 2, 36);  // runs that end inside of one
+  cases.emplace_back(sequence_layer(6, 2, 3, 3, 32, 9), 2, 37);
+  for (const LutCase& c : cases) {
     const auto forward = c.forward();
     const auto dense = values_of<float>(c.backward(forward.saved).gw);
     const auto rows = c.backward(forward.saved, {.policy = lut::WeightPolicy::rows});
@@ -196,9 +242,18 @@ TEST(LutPaths, NormalizedGradientsHaveALargestMagnitudeOfOne) {
     for (int64_t i = 0; i < scaled.gpe.numel(); ++i)
       pe = std::max(pe, std::abs(doubles_of(scaled.gpe)[static_cast<size_t>(i)]));
     EXPECT_EQ(pe, c.pe.rank() ? 1 : 0);
+    const auto rows = c.backward(forward.saved, {.policy = lut::WeightPolicy::rows, .normalized = true});
+    std::vector<double> kept, dense;  // a row-sparse gradient is scaled by the same factor
+    for (const double v : doubles_of(rows.gw))
+      if (v != 0) kept.push_back(v);
+    for (const double v : got)
+      if (v != 0) dense.push_back(v);
+    EXPECT_EQ(kept, dense);
     c.gy = Tensor::zeros(c.gy.shape(), Dtype::f32);
-    const auto zero = c.backward(forward.saved, {.normalized = true});
-    EXPECT_EQ(inner(zero.gw, zero.gw), 0);
+    for (const auto policy : {lut::WeightPolicy::dense, lut::WeightPolicy::rows}) {
+      const auto zero = c.backward(forward.saved, {.policy = policy, .normalized = true});
+      EXPECT_EQ(inner(zero.gw, zero.gw), 0);
+    }
   }
 }
 
@@ -210,6 +265,30 @@ TEST(LutPaths, ADirtyGradientBufferIsOverwritten) {
   c.backward(forward.saved, {.gw = gw.tensor()});
   expect_same(gw.tensor(), want, "gw");
   gw.expect_intact("gw");
+}
+
+// Gradients of some megabytes take the memory of earlier ones on the CPU, once nobody holds those.
+TEST(LutPaths, LargeGradientsStayAsTheyAreWhileTheyAreHeld) {
+  const bool emulated = is_gpu(test_device().kind);
+  const LutCase c(rows_layer(9, 40, 2, emulated ? 33 : 4096), 64, 42);
+  LutCase other = c;
+  other.gy = random_normal(c.gy.shape(), 43);
+  const auto saved = c.forward().saved;
+  for (const auto policy : {lut::WeightPolicy::dense, lut::WeightPolicy::rows}) {
+    auto first = c.backward(saved, {.policy = policy});
+    const auto want = values_of<float>(first.gw);
+    auto second = other.backward(saved, {.policy = policy});
+    EXPECT_NE(values_of<float>(second.gw), want);
+    expect_same_bits(values_of<float>(first.gw), want, "held");
+    first = {};
+    second = {};
+    expect_same_bits(values_of<float>(c.backward(saved, {.policy = policy}).gw), want, "again");
+  }
+  const auto rows = c.backward(saved, {.policy = lut::WeightPolicy::rows});
+  const LutCase few(rows_layer(9, 40, 2, emulated ? 33 : 4096), 1, 42);  // a result of another size
+  const auto small = few.backward(few.forward().saved, {.policy = lut::WeightPolicy::rows});
+  EXPECT_EQ(small.rows.numel(), 40);
+  EXPECT_GT(rows.rows.numel(), 128);
 }
 
 TEST(LutPaths, GivenIndicesGiveTheSameOutputs) {

@@ -80,15 +80,19 @@ TEST(LutProperties, InputGradientsOfASampleSumToZero) {
 TEST(LutProperties, AMonotoneMapOfTheInputsKeepsTheOutput) {
   for (const bool sequence : {false, true}) {
     LutCase c(sequence ? sequence_layer(6, 4, 3, 2, 5, 6) : rows_layer(8, 6, 4, 7), 3, 4);
-    const auto y = c.forward(false).y;
+    const auto before = c.forward();
+    const auto gx = values_of<float>(c.backward(before.saved).gx);
     for (int64_t i = 0; i < c.x.numel(); ++i) c.x.data_as<float>()[i] = std::exp(c.x.data_as<float>()[i]);
-    expect_same(c.forward(false).y, y, "y");
+    const auto after = c.forward();
+    expect_same(after.y, before.y, "y");
+    EXPECT_NE(values_of<float>(c.backward(after.saved).gx), gx) << "the slope depends on the differences";
   }
 }
 
 TEST(LutProperties, SwappedAnchorsAddressComplementedCells) {
   LutCase c(rows_layer(8, 5, 3, 6), 4, 5);
-  const auto y = c.forward(false).y;
+  const auto before = c.forward();
+  const Tensor gx = c.backward(before.saved).gx;
   for (int64_t i = 0; i < c.options.anchors.numel(); i += 2)
     std::swap(c.options.anchors.data_as<int32_t>()[i], c.options.anchors.data_as<int32_t>()[i + 1]);
   const int64_t cells = c.layer->cells(), outputs = c.options.outputs;
@@ -99,7 +103,9 @@ TEST(LutProperties, SwappedAnchorsAddressComplementedCells) {
   }
   c.w = w;
   c.rebuild();
-  expect_same(c.forward(false).y, y, "y");
+  const auto after = c.forward();
+  expect_same(after.y, before.y, "y");
+  expect_same(c.backward(after.saved).gx, gx, "gx");
 }
 
 TEST(LutProperties, PermutedTablesGiveTheSameSums) {
@@ -118,6 +124,28 @@ TEST(LutProperties, PermutedTablesGiveTheSameSums) {
   expect_same(p.forward(false).y, y, "y");
 }
 
+TEST(LutProperties, TheOrderOfSparseRowsIsOfNoConsequence) {
+  const auto keep = [](int64_t row, int64_t o) { return (row / 8 * 3 + row % 8 + o) % 3 == 0; };
+  LutCase c(rows_layer(8, 4, 3, 6), 4, 7, true);  // 4 tables of 8 cells
+  LutCase p = c;
+  p.options.anchors = Tensor::empty({4, 3, 2}, Dtype::i32);
+  p.w = Tensor::empty(c.w.shape(), Dtype::f32);
+  for (int64_t t = 0; t < 4; ++t) {
+    const int64_t from = 3 - t, weights = c.w.numel() / 4;
+    std::copy_n(c.options.anchors.data_as<int32_t>() + from * 6, 6,
+                p.options.anchors.data_as<int32_t>() + t * 6);
+    std::copy_n(c.w.data_as<float>() + from * weights, weights, p.w.data_as<float>() + t * weights);
+  }
+  make_sparse(c, keep, false);
+  make_sparse(
+      p, [&](int64_t row, int64_t o) { return keep((3 - row / 8) * 8 + row % 8, o); }, false);
+  const auto a = c.forward(), b = p.forward();
+  expect_same(b.y, a.y, "y");
+  const auto g = c.backward(a.saved), h = p.backward(b.saved);
+  expect_close(h.gx, doubles_of(g.gx), kLut, "gx");  // tables are added in their order
+  EXPECT_EQ(inner(h.gw, h.gw), inner(g.gw, g.gw));
+}
+
 TEST(LutProperties, AtMostTwoInputsATableGetAGradient) {
   LutCase c(rows_layer(40, 3, 4, 6), 5, 7);
   const auto gx = doubles_of(c.backward(c.forward().saved).gx);
@@ -132,7 +160,13 @@ TEST(LutProperties, EvaluationHasTheBitsOfTraining) {
 }
 
 TEST(LutProperties, ResultsRepeatBitForBitWhateverTheThreads) {
-  for (const LutCase& c : all_modes(9)) {
+  std::vector<LutCase> cases = all_modes(9);
+  for (LutCase c : all_modes(9)) {
+    c.options.int_rescaler = 1;
+    c.rebuild();
+    cases.push_back(c);
+  }
+  for (const LutCase& c : cases) {
     const auto first = c.forward();
     const auto gradients = c.backward(first.saved);
     for (int threads = 1; threads <= 4; ++threads) {
@@ -143,6 +177,18 @@ TEST(LutProperties, ResultsRepeatBitForBitWhateverTheThreads) {
       expect_same(same.gx, gradients.gx, "gx");
       expect_same(same.gw, gradients.gw, "gw");
       if (c.pe.rank()) expect_same(same.gpe, gradients.gpe, "gpe");
+    }
+  }
+}
+
+TEST(LutProperties, WithoutAGradientOfTheOutputThereIsNone) {
+  for (LutCase c : all_modes(10)) {
+    c.gy = Tensor::zeros(c.gy.shape(), Dtype::f32);
+    const auto g = c.backward(c.forward().saved);
+    EXPECT_EQ(inner(g.gx, g.gx), 0);
+    EXPECT_EQ(inner(g.gw, g.gw), 0);
+    if (c.pe.rank()) {
+      EXPECT_EQ(inner(g.gpe, g.gpe), 0);
     }
   }
 }

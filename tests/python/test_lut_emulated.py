@@ -9,7 +9,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 BACKENDS = HERE.parents[1] / "build/dev/backends"
-FILES = ["lut_properties", "lut_batch_norm", "torch_lut", "hardware"]
+FILES = ["lut_properties", "lut_training", "lut_batch_norm", "torch_lut", "hardware"]
 
 
 @pytest.mark.parametrize("device", ["emu32", "emu64"])

@@ -67,8 +67,8 @@ class LUTLayerBasic:
     embedding of their distance with positional_dim coordinates (given exactly then, 0 for none).
     concatenation_product=False compares across the pair instead (sliced_product_mode: coordinate by coordinate).
     weights_gradient_policy: "dense", "row_sparse", or "internal": plain SGD inside backward with a step from
-    set_learning_rate_hook. summation "int32" adds whole quanta 1 / ((2^20 - 1) int_rescaler). backward uses the
-    weights as they are when it is called.
+    set_learning_rate_hook. summation "int32" adds whole quanta 1 / ((2^20 - 1) int_rescaler); a weight gradient
+    that would leave +-(2^31 - 1) quanta stays at that end. backward uses the weights as they are when it is called.
     """
 
     def __init__(
@@ -98,6 +98,14 @@ class LUTLayerBasic:
         if (sequence_length > 1) != (positional_dim is not None):
             raise InvalidArgument(
                 f"positional_dim is {positional_dim}, expected a number exactly when sequence_length ({sequence_length}) > 1"
+            )
+        if not concatenation_product and sequence_length < 2:
+            raise InvalidArgument(
+                f"concatenation_product is False with sequence_length {sequence_length}, expected at least 2"
+            )
+        if sliced_product_mode and concatenation_product:
+            raise InvalidArgument(
+                "sliced_product_mode is True, expected concatenation_product=False beside it"
             )
         if summation not in ("float32", "int32"):
             raise InvalidArgument(f"summation is {summation!r}, expected 'float32' or 'int32'")
@@ -212,6 +220,7 @@ class LUTLayerBasic:
         lead, flat = self._flatten(gy, self.output_shape, "gy")
         if lead != self._x_shape:
             raise InvalidArgument(f"backward: gy is for {lead}, x was {self._x_shape}")
+        self.weight_gradient = None  # its memory, when nobody else holds it, is the next one's
         g = self.native.backward(
             self.weight,
             flat,
