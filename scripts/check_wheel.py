@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Checks the wheel in dist/: its size, what its libraries need, and that it runs in a clean environment.
+"""Checks the wheel in dist/: its size, what its libraries need, that no AMD kernel spills on any target, and that it
+runs in a clean environment. (NVIDIA kernels that spill do not compile with TRIVIUM_WERROR.)
 
-check_wheel.py [WHEEL] [--max-megabytes 60]
+check_wheel.py [WHEEL] [--max-megabytes 60] [--llvm clang++-19]
 """
 
 import argparse
@@ -13,6 +14,8 @@ import tempfile
 import venv
 import zipfile
 from pathlib import Path
+
+from kernel_report import Llvm, read_hip_library, spills
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
@@ -73,6 +76,17 @@ def check_contents(wheel: Path, max_bytes: int, folder: Path) -> list[str]:
     return faults + foreign_libraries(folder)
 
 
+def check_hip_kernels(library: Path, compiler: str) -> list[str]:
+    """All of cpp/gpu.cmake's targets are there, and nothing spills on any."""
+    wanted = re.search(r"set\(TRIVIUM_HIP_ALL ([^)]+)\)", (ROOT / "cpp/gpu.cmake").read_text())[1].split()
+    targets = read_hip_library(library, Llvm(compiler))
+    kernels = {target.name: len(target.kernels) for target in targets}
+    print(f"  kernels: {kernels}")
+    if sorted(kernels) != sorted(wanted) or len(set(kernels.values())) != 1:
+        return [f"{library.name} has kernels {kernels}, expected as many for each of {', '.join(wanted)}"]
+    return spills(targets)
+
+
 def try_installed(wheel: Path, folder: Path) -> None:
     """Installs into a fresh environment and runs the demo with nothing else on PATH."""
     venv.create(folder / "venv", with_pip=True)
@@ -108,6 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("wheel", nargs="?", type=Path)
     parser.add_argument("--max-megabytes", type=float, default=60)
+    parser.add_argument("--llvm", default="clang++-19")
     options = parser.parse_args()
     built = sorted((ROOT / "dist").glob("trivium-*.whl"), key=lambda p: p.stat().st_mtime)
     wheel = options.wheel or (built[-1] if built else None)
@@ -116,6 +131,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         faults = check_contents(wheel.resolve(), int(options.max_megabytes * 1e6), folder / "wheel")
+        if not faults:
+            hip = folder / "wheel/trivium/lib/backends/libtrivium_hip.so"
+            faults = check_hip_kernels(hip, options.llvm)
         if faults:
             print("\n".join(faults))
             return 1

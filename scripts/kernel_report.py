@@ -3,13 +3,17 @@
 
 kernel_report.py --ptx BUILD/tests/isa --hip BUILD/cpp/hip --llvm clang++-19 [--table docs/kernels.md] [--check WHAT]
 
-Without --check it writes the table. WHAT: no-spills, matrix-instructions, budgets, table. Exit status 1 when a check
-fails, 77 when this build has not the targets of the table.
+Without --check it writes the table. WHAT: no-spills, matrix-instructions, budgets, table, library. Exit status 1 when
+a check fails, 77 when this build has not the targets of the table.
+
+Spills on the targets that the table leaves out: ptxas reports them while it compiles, as an error with TRIVIUM_WERROR;
+for AMD, check_wheel.py reads them off the library, and `library` tests that reading.
 """
 
 import argparse
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -177,6 +181,44 @@ def read_hip(folder: Path, llvm: Llvm, target: str) -> Target:
     return named(target, raw)
 
 
+# In clang's bundle: the magic, how many entries, and of each where it lies from the magic on, its size, and the
+# length and text of its name. A library holds one bundle an object file.
+MAGIC = b"__CLANG_OFFLOAD_BUNDLE__"
+
+
+def code_objects(section: bytes) -> list[tuple[str, bytes]]:
+    """(target, code object) of all bundles in a .hip_fatbin section."""
+    found = []
+    for match in re.finditer(re.escape(MAGIC), section):
+        start = match.start()
+        at = start + len(MAGIC)
+        (count,) = struct.unpack_from("<Q", section, at)
+        at += 8
+        for _ in range(count):
+            offset, size, length = struct.unpack_from("<QQQ", section, at)
+            at += 24
+            target = section[at : at + length].decode().rpartition("--")[2]
+            at += length
+            if size and target.startswith("gfx"):
+                found.append((target, section[start + offset : start + offset + size]))
+    return found
+
+
+def read_hip_library(library: Path, llvm: Llvm) -> list[Target]:
+    """The kernels of every target in a library, without their instructions."""
+    raw: dict[str, dict[str, Kernel]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        section, code = Path(temporary, "section"), Path(temporary, "code")
+        llvm.run(
+            "llvm-objcopy", f"--dump-section=.hip_fatbin={section}", str(library), str(code)
+        )  # llvm-objcopy copies the library too
+        for target, code_object_bytes in code_objects(section.read_bytes()):
+            code.write_bytes(code_object_bytes)
+            kernels = read_notes(llvm.run("llvm-readelf", "--notes", str(code)))
+            raw.setdefault(target, {}).update(kernels)
+    return [named(target, kernels) for target, kernels in sorted(raw.items())]
+
+
 # Table and checks
 
 HEAD = """# Registers and shared memory of the kernels
@@ -246,6 +288,19 @@ def budget_faults(targets: list[Target]) -> list[str]:
     return faults
 
 
+def library_faults(library: Path, llvm: Llvm, targets: list[Target]) -> list[str]:
+    """Spills in a library, and where its kernels are not those of the object files."""
+    faults = []
+    inside = {t.name: t for t in read_hip_library(library, llvm)}
+    for target in targets:
+        found = inside[target.name].kernels if target.name in inside else {}
+        if differing := set(found) ^ set(target.kernels):
+            faults.append(
+                f"{library.name} and the object files differ in {sorted(differing)[:4]} of {target.name}"
+            )
+    return faults + spills(list(inside.values()))
+
+
 def check_table(path: Path, text: str) -> list[str]:
     old = path.read_text() if path.exists() else ""
     if old == text:
@@ -260,7 +315,10 @@ def main() -> int:
     parser.add_argument("--hip", type=Path, required=True)
     parser.add_argument("--llvm", default="clang++-19")
     parser.add_argument("--table", type=Path, default=Path("docs/kernels.md"))
-    parser.add_argument("--check", choices=["no-spills", "matrix-instructions", "budgets", "table"])
+    parser.add_argument(
+        "--check", choices=["no-spills", "matrix-instructions", "budgets", "table", "library"]
+    )
+    parser.add_argument("--library", type=Path, help="libtrivium_hip.so, for --check library")
     options = parser.parse_args()
     llvm = Llvm(options.llvm)
     targets = [read_cuda(options.ptx), *(read_hip(options.hip, llvm, t) for t in HIP_TARGETS)]
@@ -281,6 +339,7 @@ def main() -> int:
         "matrix-instructions": lambda: matrix_faults(targets),
         "budgets": lambda: budget_faults(targets),
         "table": lambda: check_table(options.table, text),
+        "library": lambda: library_faults(options.library, llvm, targets[1:]),
     }[options.check]()
     print(
         "\n".join(faults) or f"{sum(len(t.kernels) for t in targets)} kernels of {len(targets)} targets: fine"

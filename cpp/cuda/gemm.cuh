@@ -94,8 +94,8 @@ struct InputRow {
     if (there) data = input_row<T>(a, rows, r) + k0 + kLaneStep * Tile<T>::group();
   }
   GPU_DEVICE void advance() { data += kStep; }
-  // 8 columns from `at` on, of which the first `columns` after data exist; kAligned: they lie at a multiple of
-  // 16 bytes, and all are there or none.
+  // 8 columns from `at` on, of which the first `columns` after data exist; kAligned: they lie at a multiple
+  // of 16 bytes, and all are there or none.
   template <bool kAligned>
   GPU_DEVICE void load(int at, int columns, T (&out)[8]) const {
     const int left = there ? columns : 0;

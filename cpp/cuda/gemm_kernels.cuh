@@ -126,7 +126,8 @@ struct StageCopy {
 
   GPU_DEVICE StageCopy(const GemmArgs& a, const RowBlock& rows)
       : row(threadIdx.x / 8), product(threadIdx.x % 2), group(threadIdx.x / 2 % 4) {
-    base = as<const T>(a.x) + (a.tokens_of_row ? 0 : rows.first * a.x_stride) + kLaneStep * group + 8 * product;
+    base =
+        as<const T>(a.x) + (a.tokens_of_row ? 0 : rows.first * a.x_stride) + kLaneStep * group + 8 * product;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const int r = row + 16 * i;

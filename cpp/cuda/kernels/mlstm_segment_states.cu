@@ -34,7 +34,7 @@ GPU_DEVICE ChunkWeights chunk_weights(const MlstmSegmentsArgs& a, const Piece& p
 
 // A block carries 64 x 64 of C of one head through all full chunks of one segment. Blocks of the first
 // columns carry n too.
-GPU_KERNEL(kMlstmThreads)
+GPU_KERNEL(kMlstmThreads, 3)
 void segment_states_kernel(MlstmSegmentsArgs a) {
   GPU_SHARED(float, shared, Operands<float>::kCount);
   GPU_SHARED(float, li, kChunk);
@@ -70,6 +70,7 @@ void segment_states_kernel(MlstmSegmentsArgs a) {
     const auto values = [&](int r, int64_t l) { return v0 + r < a.dv ? value_of(a, p, l, v0 + r) : 0.0f; };
     add_product<float>(c, kChunk, shared, Along::rows, keys, Along::rows, values);
     n *= w.keep;
+#pragma unroll 2
     for (int l = 0; owns_n && l < kChunk; ++l) n = fma(out_of[l], key_of(a, p, l, n_at), n);
     m = w.m;
     sync_block();  // the weights have been read
