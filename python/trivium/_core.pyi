@@ -595,6 +595,8 @@ def mlstm_parallel_bw_dQKV(
     vecN_out: typing.Any,
     vecM_out: typing.Any,
     matDeltaC_states: typing.Any,
+    vecN_states: typing.Any | None,
+    vecDeltaN_states: typing.Any | None,
     options: MlstmOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 def mlstm_parallel_fw_H(
@@ -607,7 +609,7 @@ def mlstm_parallel_fw_H(
     vecI: typing.Any,
     vecB: typing.Any,
     options: MlstmOptions,
-) -> tuple[Tensor, Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 def mlstm_recurrent(
     matQ: typing.Any,
     matK: typing.Any,
@@ -628,8 +630,11 @@ def mlstm_recurrent_bw_dC(
     matDeltaH: typing.Any,
     vecN_out: typing.Any,
     matDeltaC_last: typing.Any | None,
+    matH: typing.Any | None,
+    vecNt: typing.Any | None,
+    vecDeltaN_last: typing.Any | None,
     options: MlstmOptions,
-) -> tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 def mlstm_recurrent_fw_C(
     matK: typing.Any,
     matV: typing.Any,

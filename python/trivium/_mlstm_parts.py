@@ -47,6 +47,11 @@ def _is_exact(op: str, grad_mode: str, needed: dict[str, Any]) -> bool:
     return grad_mode == "exact"
 
 
+def at_last(t: Tensor, index: int) -> Tensor:
+    """t[..., index], on t's device."""
+    return Tensor(np.ascontiguousarray(t.to("cpu").numpy()[..., index]), device=t.device)
+
+
 def _part_options(op: str, tokens: int, CHUNK_SIZE: int, NUM_CHUNKS: int | None, **rest: Any) -> Any:
     chunks = -(-tokens // CHUNK_SIZE) if CHUNK_SIZE > 0 else NUM_CHUNKS
     if NUM_CHUNKS is not None and NUM_CHUNKS != chunks:
@@ -86,6 +91,10 @@ def recurrent_fw_C(
         k, matV, vecB, vecI, matC_initial, vecN_initial, scaMinter_initial, options
     )
     for buffer, result in zip((matC_states, vecN_states, scaMinter_states), out):
+        if buffer is not None and result.device != "cpu":
+            raise InvalidArgument(
+                f"mlstm.recurrent_fw_C: buffers receive results on the cpu, and these are on {result.device}"
+            )
         if buffer is not None:
             np.copyto(np.from_dlpack(buffer), np.from_dlpack(result))
     return States(*out)
@@ -166,8 +175,7 @@ def recurrent_bw_dC(
     )
     m = None
     if store_initial_state:
-        m = np.from_dlpack(_core.from_dlpack(scaM_states))[..., 0]
-        m = _core.from_dlpack(np.ascontiguousarray(m))
+        m = at_last(_core.from_dlpack(scaM_states), 0)
     else:
         first = n_first = None
     if exact:

@@ -25,6 +25,7 @@ from ._mlstm_parts import (
     ExactStateGradients,
     StateGradients,
     States,
+    at_last,
     parallel_bw_dQKV,
     parallel_fw_H,
     recurrent_bw_dC,
@@ -246,13 +247,13 @@ def recurrent_sequence(
     if not all(given):
         if len(q.shape) != 4 or len(v.shape) != 4:
             raise InvalidArgument("mlstm.recurrent_sequence: matQ and matV have 4 dimensions: [B, NH, S, DH]")
-        matC_initial = np.zeros((*q.shape[:2], q.shape[3], v.shape[3]), np.float32)
-        vecN_initial = np.zeros((*q.shape[:2], q.shape[3]), np.float32)
-        scaM_initial = np.zeros(q.shape[:2], np.float32)
-    m: Any = _core.from_dlpack(scaM_initial)
-    if list(m.shape) == [*q.shape[:2], 1]:
-        m = np.from_dlpack(m)[..., 0]
-    c, n, m = (_core.from_dlpack(x, copy=True) for x in (matC_initial, vecN_initial, m))
+        shapes = (*q.shape[:2], q.shape[3], v.shape[3]), (*q.shape[:2], q.shape[3]), q.shape[:2]
+        c, n, m = (Tensor(np.zeros(shape, np.float32), device=q.device) for shape in shapes)
+    else:
+        m = _core.from_dlpack(scaM_initial)
+        if list(m.shape) == [*q.shape[:2], 1]:
+            m = at_last(m, 0)
+        c, n, m = (_core.from_dlpack(x, copy=True) for x in (matC_initial, vecN_initial, m))
     options = _core.MlstmOptions(
         qk_scale=qk_scale, eps=EPS, sigmoid_input_gate=sigmoid_input_gate, normalize=normalize
     )

@@ -72,16 +72,32 @@ TEST(MlstmForward, StatesInsideTheChunksDoNotMatter) {
   expect_relative(with.last.c, doubles_of(without.last.c), 2e-6, "C");
 }
 
+// Relative error of h over the rows whose denominator cancels, or over the others. It cancels where it is
+// below a tenth of scale |q| |n|: the golden file lets no gradient enter there.
+double error_of_rows(const Tensor& h, const std::string& name, bool cancelling) {
+  const auto got = doubles_of(h), want = mlstm_expected(name, "h"), dh = mlstm_expected(name, "dH");
+  const auto width = static_cast<size_t>(h.dim(3));
+  double errors = 0, squares = 0;
+  for (size_t row = 0; row < got.size(); row += width) {
+    const auto begin = dh.begin() + static_cast<std::ptrdiff_t>(row);
+    const bool zero = std::all_of(begin, begin + h.dim(3), [](double v) { return v == 0; });
+    for (size_t i = row; zero == cancelling && i < row + width; ++i)
+      errors += (got[i] - want[i]) * (got[i] - want[i]), squares += want[i] * want[i];
+  }
+  return squares > 0 ? std::sqrt(errors / squares) : std::sqrt(errors);
+}
+
 TEST(MlstmForward, RecurrenceMatchesTheOracle) {
   for (const char* name : kMlstmCases)
     for (const Limits& limits : kLimits) {
       const MlstmCase c = mlstm_case(name, limits.dtype);
       MlstmState state = c.initial.c.rank() ? copy_of(c.initial) : zero_state(c.x);
       const auto out = mlstm_recurrent(c.x, state, {});
-      // In a few rows of this case the terms of the denominator cancel, which amplifies every rounding
-      // before.
-      const double cancels = std::string(name) == "extreme" ? 5 : 1;
-      expect_relative(out.h, mlstm_expected(name, "h"), cancels * limits.h, concat(name, " ", limits.dtype));
+      EXPECT_LE(error_of_rows(out.h, name, false), limits.h) << name << ' ' << limits.dtype;
+      // The worst of all cases is a row of "extreme": scale |q| |n| is 723 times its denominator, and so are
+      // the roundings of n.
+      constexpr double kWorst = 723 * 0x1p-24;
+      EXPECT_LE(error_of_rows(out.h, name, true), limits.h + kWorst) << name << ' ' << limits.dtype;
     }
 }
 

@@ -221,6 +221,17 @@ def dlpack_calls(folder):
     known = dict(vecN_out=want.vecN_out, vecM_out=want.vecM_out, matDeltaH=g["dH"], CHUNK_SIZE=16)
     pairs = [(h, want.matH), *zip(out.last_states, want.last_states)]
     pairs += zip(grads, mlstm.chunkwise_bw(*arrays, **known))
+    m = arrays[7]
+    pairs += zip(
+        mlstm.recurrent_sequence(*here[:5])[:3], mlstm.recurrent_sequence(*arrays[:5])[:3], strict=True
+    )
+    stepped = mlstm.recurrent_sequence(*here[:7], Array(m[..., None]), return_last_states=True)
+    pairs += zip(stepped.last_states, mlstm.recurrent_sequence(*arrays, return_last_states=True).last_states)
+    states = mlstm.chunkwise_fw(*here, return_all_states=True, CHUNK_SIZE=16).all_states
+    known = here[0], here[4], states.m, out.vecM_out, Array(g["dH"]), out.vecN_out
+    first = mlstm.recurrent_bw_dC(*known, CHUNK_SIZE=16, store_initial_state=True)
+    assert first.matDeltaC_initial.device == "cuda:1"
+    pairs.append((first.scaM_initial, trivium.Tensor(m)))
     for got, right in pairs:
         error = np.linalg.norm(got.to("cpu").numpy() - right.numpy()) / np.linalg.norm(right.numpy())
         assert error < 2e-5, error

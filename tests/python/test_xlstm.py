@@ -1,11 +1,16 @@
 """xLSTM language models against transformers' xLSTMForCausalLM, and what the runtime promises of every model."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import trivium
 from getp_runner import getp, read_jsonl
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "oracles"))
+import mlstm_oracle as oracle  # noqa: E402
 
 BOUND = 1e-4  # relative L2 error of float32 logits
 # transformers' native path wants query and value dimensions that are multiples of 64
@@ -91,6 +96,20 @@ def test_greedy_tokens_match_transformers(torch, saved, name):
         want.append(int(reference_logits(torch, model, want)[-1].argmax()))
     got = trivium.load(folder, precision="float32").generate(prompt, max_tokens=64, ignore_eos=True)
     assert got.tokens == want[len(prompt) :]
+
+
+def test_logits_and_greedy_tokens_match_the_oracle(saved):
+    folder, reference = saved["two_heads"]
+    weights = {name: t.double().numpy() for name, t in reference.state_dict().items()}
+    model, ids = trivium.load(folder, precision="float32"), some_ids("two_heads", 40, 6)
+    want, state = oracle.lm_forward(weights, np.array([ids]), 2, 2, L=16)
+    for count in range(1, 41):
+        assert relative_error(np.array(model.logits(ids[:count])), want[0, :count]) <= BOUND, count
+    tokens = []
+    for _ in range(64):
+        tokens.append(int(want[0, -1].argmax()))
+        want, state = oracle.lm_forward(weights, np.array([tokens[-1:]]), 2, 2, state=state, L=16)
+    assert model.generate(ids, max_tokens=64, ignore_eos=True).tokens == tokens
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
