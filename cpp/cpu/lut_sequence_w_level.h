@@ -97,11 +97,16 @@ TRIVIUM_INLINE void write_dense_run(const QueryRun& run, float* rows) {
 // The marked rows of a run lie together.
 TRIVIUM_INLINE void write_packed_run(const QueryRun& run, const LutRowPlaces& places, int64_t cells,
                                      float* out) {
-  const auto rank = [&](int64_t cell) __attribute__((always_inline)) {
-    return lut::rank_of_row(places, cells, run.t, run.first_cell + cell);
+  const int64_t words = lut_mark_words(cells);
+  const uint32_t* marks = places.marks + run.t * words;
+  const int64_t* ranks = places.ranks + run.t * words;
+  const int64_t first = run.first_cell;
+  const auto rank = [=](int64_t cell) __attribute__((always_inline)) {  // lut::rank_of_row, unsigned
+    const auto c = static_cast<uint64_t>(first + cell);
+    return ranks[c / 32] + lut::count_bits(marks[c / 32] & ((1u << c % 32) - 1));
   };
-  const int64_t last = run.first_cell + run.cells - 1, word = run.t * lut_mark_words(cells) + last / 32;
-  const int64_t count = rank(run.cells - 1) - rank(0) + (places.marks[word] >> last % 32 & 1);
+  const auto last = static_cast<uint64_t>(first + run.cells - 1);
+  const int64_t count = rank(run.cells - 1) - rank(0) + (marks[last / 32] >> last % 32 & 1);
   fill_zero(out + rank(0) * run.outputs, count * run.outputs);
   add_run<false>(
       run, [&](int32_t cell) __attribute__((always_inline)) { return out + rank(cell) * run.outputs; });

@@ -125,8 +125,9 @@ def _(
 @torch.library.custom_op("trivium::lut_backward_internal", mutates_args={"weight"})
 def lut_backward_internal(
     gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
-) -> list[Tensor]:
-    """[gx, gPE]; weight -= eta * gradient, eta from the layer's hook."""
+) -> tuple[Tensor, Tensor]:
+    """(gx, gPE); weight -= eta * gradient, eta from the layer's hook. An op that changes an argument must not return
+    a list, or torch.compile refuses it."""
     module = _layers[number]
     g = module.native.backward(
         weight.detach(),
@@ -136,15 +137,15 @@ def lut_backward_internal(
         eta=module.step_size(),
         need_x=need_x,
     )
-    return [_torch(g.gx) if need_x else x.new_empty(0), _torch(g.gpe) if pe.numel() else pe.new_empty(0)]
+    return _torch(g.gx) if need_x else x.new_empty(0), _torch(g.gpe) if pe.numel() else pe.new_empty(0)
 
 
 @lut_backward_internal.register_fake
 def _(
     gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     gx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
-    return [gx, torch.empty_like(pe)]
+    return gx, torch.empty_like(pe)
 
 
 def _row_sparse(

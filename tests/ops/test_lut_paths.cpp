@@ -132,6 +132,14 @@ TEST(LutPaths, SequenceStagesRunOnTheStreamsOfTheDataFlow) {
                                         "0 waits for event 1",
                                         "finish 0"};
   EXPECT_EQ(trace_of(c, true), staged);
+  const std::vector<std::string> fused{"gather_w_gradients_for_sequence on 1",
+                                       "gather_x_gradients_for_sequence on 0",
+                                       "propagate_through_detectors_for_sequence on 0",
+                                       "gather_pe_gradients on 0",
+                                       "record event 1 on 1",
+                                       "0 waits for event 1",
+                                       "finish 0"};
+  EXPECT_EQ(trace_of(c, false), fused);
 }
 
 TEST(LutPaths, SparseWithAllSynapsesEqualsFullyConnected) {

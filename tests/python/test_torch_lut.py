@@ -80,6 +80,23 @@ def test_compiled_modules_give_the_same(name):
     torch.testing.assert_close(layer.weight.grad, grads)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_modules_update_inside_of_backward(name):
+    layers = [make(name, weights_gradient_policy="internal") for _ in range(2)]
+    inputs_of = [inputs(name).requires_grad_() for _ in layers]
+    torch._dynamo.reset()
+    for layer, x, compiled in zip(layers, inputs_of, (False, True)):
+        layer.set_learning_rate_hook(lambda weight: 0.25)
+
+        def loss(x, layer=layer):
+            return (torch.sin(layer(torch.tanh(x))) ** 2).sum()
+
+        (torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss)(x).backward()
+    torch.testing.assert_close(*(x.grad for x in inputs_of))
+    torch.testing.assert_close(*(layer.weight.detach() for layer in layers))
+    assert (layers[0].weight != make(name).weight).any()
+
+
 def test_row_sparse_gradients_are_sparse_tensors():
     dense, rows = make("rows"), make("rows", weights_gradient_policy="row_sparse")
     for layer in (dense, rows):
