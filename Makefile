@@ -67,7 +67,7 @@ wheel: export TRIVIUM_HIP := ON
 wheel: export TRIVIUM_CUDA_ARCHS := all
 wheel: export TRIVIUM_HIP_ARCHS := all
 wheel: deps-gpu $(VENV)/.test-ready  ## the wheel with CUDA and HIP for all targets in dist/, checked and tried in a clean environment
-	$(PIP) wheel --no-deps -w dist . $(JAX_FLAGS) -Ccmake.define.TRIVIUM_WERROR=ON
+	$(PIP) wheel --no-deps -w dist . $(JAX_FLAGS) -Ccmake.define.CMAKE_CUDA_FLAGS=-Xptxas=--warning-as-error
 	$(PYTHON) scripts/check_wheel.py
 
 kernel-table: export TRIVIUM_CUDA := ON

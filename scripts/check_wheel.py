@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks the wheel in dist/: its size, what its libraries need, that no AMD kernel spills on any target, and that it
-runs in a clean environment. (NVIDIA kernels that spill do not compile with TRIVIUM_WERROR.)
+runs in a clean environment. (NVIDIA kernels that spill do not compile in `make wheel`.)
 
 check_wheel.py [WHEEL] [--max-megabytes 60] [--llvm clang++-19]
 """

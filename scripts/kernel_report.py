@@ -6,8 +6,8 @@ kernel_report.py --ptx BUILD/tests/isa --hip BUILD/cpp/hip --llvm clang++-19 [--
 Without --check it writes the table. WHAT: no-spills, matrix-instructions, budgets, table, library. Exit status 1 when
 a check fails, 77 when this build has not the targets of the table.
 
-Spills on the targets that the table leaves out: ptxas reports them while it compiles, as an error with TRIVIUM_WERROR;
-for AMD, check_wheel.py reads them off the library, and `library` tests that reading.
+Spills on the targets that the table leaves out: ptxas reports them while it compiles, as errors with TRIVIUM_WERROR and
+in `make wheel`; for AMD, check_wheel.py reads them off the library, and `library` tests that reading.
 """
 
 import argparse
@@ -226,8 +226,8 @@ HEAD = """# Registers and shared memory of the kernels
 Written by `scripts/kernel_report.py` (`make kernel-table`) from the compiled kernels; a test fails when it is out of
 date. Registers are those of a thread ({nvcc}; {clang}). Shared memory is the static part; a launch may add
 more. Scratch is memory of a thread outside the registers. Matrix counts the instructions `mma.sync` (PTX) and
-`v_mfma_` in the code. No register spills to memory, or `isa.no-spills` fails; scalar spills, on AMD, are scalar
-registers kept in lanes of a vector register.
+`v_mfma_` in the code. No register spills to memory, or `isa.no-spills` fails, and `make wheel` for its further targets;
+scalar spills, on AMD, are scalar registers kept in lanes of a vector register.
 """
 
 

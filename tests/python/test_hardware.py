@@ -86,3 +86,33 @@ def test_the_tables_show_what_was_measured():
     assert "65536 tokens" in table and "| forward | 4.50 | 4.25-4.75 | 97 | - |" in table
     assert "| forward and backward | 4.50 | 4.25-4.75 | 61 | 21.10 |" in table
     assert hardware.mlstm_table({}) == ""
+
+
+def test_the_kit_for_machines_without_network_is_whole_and_small(tmp_path):
+    if not Path("/usr/include/gtest").exists():
+        pytest.skip("GoogleTest's headers are not installed")
+    script = ROOT / "scripts/hardware_kit.sh"
+    subprocess.run([script, tmp_path / "kit"], check=True, capture_output=True)
+    files = [p for p in (tmp_path / "kit").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 40e6
+    text = """cmake_minimum_required(VERSION 3.25)
+project(kit CXX)
+find_package(nlohmann_json 3 REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(GTest REQUIRED)
+add_executable(uses main.cpp)
+target_link_libraries(uses nlohmann_json::nlohmann_json CLI11::CLI11 GTest::gtest)
+"""
+    (tmp_path / "CMakeLists.txt").write_text(text)
+    (tmp_path / "main.cpp").write_text(
+        "#include <gtest/gtest.h>\nTEST(Kit, Links) {}\nint main() { return 0; }\n"
+    )
+    prefix = f"-DCMAKE_PREFIX_PATH={tmp_path / 'kit'}"
+    done = subprocess.run(
+        ["cmake", "-S", tmp_path, "-B", tmp_path / "build", prefix], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    cache = (tmp_path / "build/CMakeCache.txt").read_text()
+    for package in ("nlohmann_json", "CLI11", "GTest"):
+        assert f"{package}_DIR:PATH={tmp_path}/kit/" in cache, package
+    subprocess.run(["cmake", "--build", tmp_path / "build"], check=True, capture_output=True)
