@@ -173,14 +173,12 @@ def recurrent_bw_dC(
     states, first, n_states, n_first = _core.mlstm_recurrent_bw_dC(
         q, vecF, scaM_states, vecM_out, matDeltaH, vecN_out, matDeltaC_last, *path, options
     )
-    m = None
+    start: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
     if store_initial_state:
-        m = at_last(_core.from_dlpack(scaM_states), 0)
-    else:
-        first = n_first = None
+        start = (first, at_last(_core.from_dlpack(scaM_states), 0), n_first)
     if exact:
-        return ExactStateGradients(states, first, m, n_states, n_first)
-    return StateGradients(states, first, m)
+        return ExactStateGradients(states, start[0], start[1], n_states, start[2])
+    return StateGradients(states, start[0], start[1])
 
 
 def parallel_bw_dQKV(

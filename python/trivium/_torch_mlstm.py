@@ -106,6 +106,7 @@ def _backward(
 ]:
     with _device_of(q):
         x, (c, n, m) = _detached(q, k, v, i, f), _detached(c0, n0, m0)
+        saved = _detached(n_out, m_out, nt, dh, dc, dn)
         grads = mlstm.chunkwise_bw(
             x[0],
             x[1],
@@ -116,12 +117,12 @@ def _backward(
             n,
             m,
             qk_scale=qk_scale,
-            vecN_out=n_out,
-            vecM_out=m_out,
-            vecNt=nt,
-            matDeltaH=dh.detach(),
-            matDeltaC_last=None if dc is None else dc.detach(),
-            vecDeltaN_last=None if dn is None else dn.detach(),
+            vecN_out=saved[0],
+            vecM_out=saved[1],
+            vecNt=saved[2],
+            matDeltaH=saved[3],
+            matDeltaC_last=saved[4],
+            vecDeltaN_last=saved[5],
             CHUNK_SIZE=chunk_size,
             EPS=eps,
             grad_mode=grad_mode,

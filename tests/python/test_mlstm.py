@@ -281,8 +281,9 @@ def test_torch_ops_pass_torchs_own_checks(torch):
     torch.library.opcheck(torch.ops.trivium.mlstm_forward.default, arguments)
 
 
+@pytest.mark.filterwarnings("error")  # numpy's where a tensor comes otherwise than by DLPack
 def test_torch_functions_run_where_their_tensors_are(torch, monkeypatch):
-    """torch hands over a tensor only while its device is the current one."""
+    """torch hands over a tensor by DLPack, which a GPU's need, only without gradients and on its current device."""
     import contextlib
 
     from trivium.torch import mlstm_chunkwise, mlstm_step
