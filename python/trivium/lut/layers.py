@@ -59,6 +59,10 @@ class RowGradient(NamedTuple):
         return out.reshape(shape)
 
 
+def _on_host(array: Any) -> np.ndarray:
+    return array.to("cpu").numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+
 class LUTLayerBasic:
     """Nt tables addressed by comparisons of inputs, added up (Izhikevich, arXiv 2512.11843).
 
@@ -272,9 +276,9 @@ class LUTLayerBasic:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything a layer of the same options needs to be this one."""
-        state = {"anchors": self.anchors, "weight": np.asarray(self.weight)}
+        state = {"anchors": self.anchors, "weight": _on_host(self.weight)}
         if self.positional_dim:
-            state["positional_embeddings"] = np.asarray(self.positional_embeddings)
+            state["positional_embeddings"] = _on_host(self.positional_embeddings)
         if self.targets is not None:
             state |= {"pointers": self.targets.pointers, "targets": self.targets.targets}
         return state
