@@ -105,8 +105,7 @@ Tensor mark_rows(const Pass& p) {
       Tensor::empty({layer.num_tables() * lut_mark_words(layer.cells())}, Dtype::i32, layer.device());
   LutMarkRowsArgs args{};
   args.marks = reinterpret_cast<uint32_t*>(marks.data_as<int32_t>());
-  args.num_tables = layer.num_tables();
-  args.cells = layer.cells();
+  args.num_tables = layer.num_tables(), args.cells = layer.cells();
   args.kind = layer.is_product() ? 2 : layer.is_sequence() ? 1 : 0;
   if (args.kind == 0) args.index = p.saved.index.data_as<int32_t>(), args.rows = p.rows();
   if (args.kind == 1) args.sequence = sequence_of(layer, p.saved);
@@ -138,21 +137,19 @@ void find_rows(Pass& p) {
   p.marks = mark_rows(p);
   const Tensor host = p.marks.to(Device{}), ranks = Tensor::empty({tables * words}, Dtype::i64);
   const auto* marks = reinterpret_cast<const uint32_t*>(host.data_as<int32_t>());
-  auto* rank = ranks.data_as<int64_t>();
-  int64_t count = 0;
+  int64_t *rank = ranks.data_as<int64_t>(), count = 0;
   for (int64_t k = 0; k < tables * words; ++k) rank[k] = count, count += count_bits(marks[k]);
   p.out.rows = Tensor::empty({count}, Dtype::i64);
-  auto* rows = p.out.rows.data_as<int64_t>();
   parallel_for(tables, [&](int64_t t, int) {
     for (int64_t k = t * words; k < (t + 1) * words; ++k) {
-      int64_t* to = rows + rank[k];
-      for (uint32_t left = marks[k]; left; left &= left - 1)
-        *to++ = t * cells + (k - t * words) * 32 + std::countr_zero(left);
+      int64_t* to = p.out.rows.data_as<int64_t>() + rank[k];
+      const int64_t first = t * cells + (k - t * words) * 32;
+      for (uint32_t left = marks[k]; left; left &= left - 1) *to++ = first + std::countr_zero(left);
     }
   });
   p.ranks = ranks.to(p.layer.device());
-  p.target.places.marks = reinterpret_cast<const uint32_t*>(p.marks.data_as<int32_t>());
-  p.target.places.ranks = p.ranks.data_as<int64_t>();
+  const auto* on_device = reinterpret_cast<const uint32_t*>(p.marks.data_as<int32_t>());
+  p.target.places = {on_device, p.ranks.data_as<int64_t>(), nullptr};
   const bool sparse = p.layer.options().pointers.numel() > 0;
   p.out.gw = p.work.result({sparse ? place_sparse_rows(p) : count * p.layer.options().outputs});
 }
