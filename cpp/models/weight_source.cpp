@@ -95,7 +95,7 @@ Tensor WeightSource::scanned(const std::string& name, const Shape& shape) {
   return t;
 }
 
-void WeightSource::finish() {
+void WeightSource::finish(Unused unused) {
   wait();
   if (!missing_.empty()) {
     std::string list;
@@ -107,9 +107,11 @@ void WeightSource::finish() {
   std::string first;
   for (const auto& [name, entry] : archive_.entries())
     if (!used_.contains(name) && extra++ == 0) first = name;
-  if (extra > 0)
-    warn(concat(archive_.file_of(first), ": ", extra, " tensor(s) are not used, the first is \"",
-                printable(first), "\""));
+  if (extra == 0) return;
+  const std::string what = concat(archive_.file_of(first), ": ", extra,
+                                  " tensor(s) are not used, the first is \"", printable(first), "\"");
+  if (unused == Unused::is_refused) throw ModelFormatError(what);
+  warn(what);
 }
 
 Tensor WeightSource::bytes(const std::string& name, const Shape& shape) {

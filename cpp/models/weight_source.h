@@ -62,8 +62,10 @@ class WeightSource {
   void wait() {
     if (uploader_) uploader_->finish();
   }
-  // Waits; throws the list of missing tensors, at most five; warns of unused ones.
-  void finish();
+  enum class Unused { warns, is_refused };
+  // Waits; throws the list of missing tensors, at most five; warns of tensors that were not asked for, or
+  // throws the first one's name.
+  void finish(Unused unused = Unused::warns);
 
  private:
   Tensor bytes(const std::string& name, const Shape& shape);

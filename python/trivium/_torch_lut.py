@@ -67,14 +67,15 @@ def _empty_like_saved(module: "LUTModule", x: Tensor) -> list[Tensor]:
 def lut_forward(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> list[Tensor]:
     """[y, index, min_delta, min_index, pe_index, pe_min_delta, pe_min_index] of x float32 [..., inputs]."""
     module = _layers[number]
-    y, s = module.native.forward(
-        weight.detach(), x.detach().contiguous(), module.pe_argument(pe), training=training
-    )
-    saved = [s.index, s.min_delta, s.min_index, s.pe_index, s.pe_min_delta, s.pe_min_index]
-    if module.is_product or not training:
-        return [_torch(y), *(x.new_empty(0) for _ in saved)]
-    likes = _empty_like_saved(module, x)
-    return [_torch(y), *(_torch(t) if t.size else like for t, like in zip(saved, likes))]
+    with torch.cuda.device_of(x):  # torch hands over tensors of its current device only
+        y, s = module.native.forward(
+            weight.detach(), x.detach().contiguous(), module.pe_argument(pe), training=training
+        )
+        saved = [s.index, s.min_delta, s.min_index, s.pe_index, s.pe_min_delta, s.pe_min_index]
+        if module.is_product or not training:
+            return [_torch(y), *(x.new_empty(0) for _ in saved)]
+        likes = _empty_like_saved(module, x)
+        return [_torch(y), *(_torch(t) if t.size else like for t, like in zip(saved, likes))]
 
 
 @lut_forward.register_fake
@@ -100,18 +101,19 @@ def lut_backward(
 ) -> list[Tensor]:
     """[gx, gW, gPE]; gx and gPE are empty when not needed."""
     module = _layers[number]
-    g = module.native.backward(
-        weight.detach(),
-        gy.detach().contiguous(),
-        _saved(module, x, pe, saved),
-        normalized=module.layer.normalized,
-        need_x=need_x,
-    )
-    return [
-        _torch(g.gx) if need_x else x.new_empty(0),
-        _torch(g.gw),
-        _torch(g.gpe) if pe.numel() else pe.new_empty(0),
-    ]
+    with torch.cuda.device_of(x):
+        g = module.native.backward(
+            weight.detach(),
+            gy.detach().contiguous(),
+            _saved(module, x, pe, saved),
+            normalized=module.layer.normalized,
+            need_x=need_x,
+        )
+        return [
+            _torch(g.gx) if need_x else x.new_empty(0),
+            _torch(g.gw),
+            _torch(g.gpe) if pe.numel() else pe.new_empty(0),
+        ]
 
 
 @lut_backward.register_fake
@@ -129,15 +131,16 @@ def lut_backward_internal(
     """(gx, gPE); weight -= eta * gradient, eta from the layer's hook. An op that changes an argument must not return
     a list, or torch.compile refuses it."""
     module = _layers[number]
-    g = module.native.backward(
-        weight.detach(),
-        gy.detach().contiguous(),
-        _saved(module, x, pe, saved),
-        policy="internal",
-        eta=module.step_size(),
-        need_x=need_x,
-    )
-    return _torch(g.gx) if need_x else x.new_empty(0), _torch(g.gpe) if pe.numel() else pe.new_empty(0)
+    with torch.cuda.device_of(x):
+        g = module.native.backward(
+            weight.detach(),
+            gy.detach().contiguous(),
+            _saved(module, x, pe, saved),
+            policy="internal",
+            eta=module.step_size(),
+            need_x=need_x,
+        )
+        return _torch(g.gx) if need_x else x.new_empty(0), _torch(g.gpe) if pe.numel() else pe.new_empty(0)
 
 
 @lut_backward_internal.register_fake
@@ -194,7 +197,8 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         gx, gpe = torch.ops.trivium.lut_backward_internal(gy, x, weight, pe, saved, ctx.number, need_x)
         gw = None
     elif policy == "row_sparse":
-        gx, gw, gpe = _row_sparse(ctx, gy, x, weight, pe, saved)
+        with torch.cuda.device_of(x):
+            gx, gw, gpe = _row_sparse(ctx, gy, x, weight, pe, saved)
     else:
         gx, gw, gpe = torch.ops.trivium.lut_backward(gy, x, weight, pe, saved, ctx.number, need_x)
     return gx if need_x else None, gw, gpe if ctx.needs_input_grad[2] else None, None, None

@@ -1,5 +1,7 @@
 """trivium.torch.LUTLayer: autograd, custom ops, torch.compile, optimizers, policies."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import trivium
@@ -278,3 +280,32 @@ def test_layers_on_a_device_take_and_give_its_tensors(backend, name):
     if backend != "cpu":
         with pytest.raises(trivium.InvalidArgument, match=r"x is .*cpu.*expected"):
             there.native.forward(there.weight, x, pe)
+
+
+@pytest.mark.parametrize("policy", ["dense", "row_sparse", "internal"])
+def test_kernels_are_called_with_the_tensors_device_as_the_current_one(monkeypatch, policy):
+    """torch hands over a GPU's tensor by DLPack only while its device is the current one."""
+    current, seen = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tuple(tensor.shape))
+        yield
+        current.pop()
+
+    class Watched:
+        def __init__(self, native):
+            self.native = native
+
+        def __getattr__(self, name):
+            if name in ("forward", "backward"):
+                seen.append((name, *current))
+            return getattr(self.native, name)
+
+    layer = make("rows", weights_gradient_policy=policy)
+    if policy == "internal":
+        layer.set_learning_rate_hook(lambda weight: 0.25)
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(layer, "native", Watched(layer.native))
+    layer(inputs("rows").requires_grad_()).sum().backward()
+    assert seen == [("forward", (3, 7)), ("backward", (3, 7))]

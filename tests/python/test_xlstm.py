@@ -252,6 +252,17 @@ def test_bad_configs_are_named(saved, tmp_path, change, words):
     assert "\n" not in str(error.value)
 
 
+def test_an_extra_tensor_is_named(saved, tmp_path):
+    folder, _ = saved["two_heads"]
+    extra = {"backbone.blocks.9.ffn.proj_up.weight": np.zeros((2, 2), np.float32)}
+    rewrite(folder, tmp_path, lambda t: t | extra, {})
+    with pytest.raises(trivium.ModelFormatError) as error:
+        trivium.load(tmp_path)
+    assert str(error.value).endswith(
+        'model.safetensors: 1 tensor(s) are not used, the first is "backbone.blocks.9.ffn.proj_up.weight"'
+    )
+
+
 def test_the_demo_model_speaks():
     folder = trivium.demo_model("xlstm")
     if not (folder / "model.safetensors").exists():

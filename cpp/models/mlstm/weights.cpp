@@ -113,7 +113,7 @@ XlstmWeights load_weights(const std::shared_ptr<const io::TensorArchive>& archiv
     w.lm_head = s.matrix("lm_head.weight", table);
   else if (w.embedding.data())
     w.lm_head = ops::Weight::dense(w.embedding, "lm_head.weight");
-  s.finish();
+  s.finish(WeightSource::Unused::is_refused);
   if (s.on_gpu()) archive->check_readable();  // else zeros were uploaded where the file is gone
   archive->check_unchanged();
   return w;
