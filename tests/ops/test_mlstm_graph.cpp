@@ -24,7 +24,7 @@ struct Sequence {
   }
 };
 
-struct Run {
+struct Steps {
   Tensor c = zeros({kHeads, kKeys, kValues}), n = zeros({kHeads, kKeys}), m = zeros({kHeads});
   Tensor h = zeros({kHeads, kSteps, kValues});
   Tensor work = zeros({mlstm_recurrent_workspace({1, kHeads, 1, kKeys, kValues, 1})});
@@ -92,7 +92,7 @@ std::vector<double> recurrence(const Sequence& s) {
 
 TEST(MlstmGraph, AThousandStepsAreTheRecurrence) {
   const Sequence s;
-  Run plain, recorded;
+  Steps plain, recorded;
   Stream stream(test_device());
   for (int64_t t = 0; t < kSteps; ++t) plain.step(stream, s, t);
   stream.synchronize();
