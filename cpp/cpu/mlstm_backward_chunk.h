@@ -25,8 +25,8 @@ struct BackwardScratch {
   float* queries;            // rows scale into_l q_l
   float *dqt, *dkt;          // [..][dqk][kPanel]
   float *pt, *dpt, *ds,
-      *dst;  // P^T, dP^T as rows; scale dS in panels of l rows, scale dS^T in panels of j rows
-  float* row;
+      *dst;    // P^T, dP^T as rows; scale dS in panels of l rows, scale dS^T in panels of j rows
+  float* row;  // four of them
   static BackwardScratch take(Pieces& p, int64_t dqk, int64_t dv) {
     BackwardScratch s;
     const int64_t keys = kMlstmChunk * row_pitch(dqk), values = kMlstmChunk * row_pitch(dv);
@@ -37,7 +37,7 @@ struct BackwardScratch {
     s.g_panels = p.take(kMlstmChunk * panel_columns(dv));
     s.dqt = p.take(kMlstmChunk * dqk), s.dkt = p.take(kMlstmChunk * dqk);
     for (float** x : {&s.pt, &s.dpt, &s.ds, &s.dst}) *x = p.take(kMlstmChunk * kMlstmChunk);
-    s.row = p.take(panel_columns(dqk > dv ? dqk : dv));
+    s.row = p.take(4 * panel_columns(dqk > dv ? dqk : dv));
     return s;
   }
 };
@@ -91,54 +91,100 @@ inline void dot_columns(const float* x, const float* y, int64_t dqk, int64_t cou
   }
 }
 
-// Turns s.pt (scores) and s.dpt (G V^T) into P^T, dS and R; fills g.e and the pair terms of the gates.
+// Columns of row j that vectors touch: from the vector of column j on, up to that of the last one.
+struct PairColumns {
+  int64_t first, end;
+  PairColumns(int64_t j, int64_t count)
+      : first(j / kLanes * kLanes), end((count + kLanes - 1) / kLanes * kLanes) {}
+};
+// What lies in them before column j and behind the last one.
+inline void zero_outside(float* row, int64_t from, int64_t j, int64_t count, int64_t end) {
+  for (int64_t l = from; l < j; ++l) row[l] = 0;
+  for (int64_t l = count; l < end; ++l) row[l] = 0;
+}
+
+// weights[j][l] = D_lj: exp of the forget gates' sum over (j, l], plus li_j - m_l. The sums grow from their
+// last term to the first, so none is a difference of larger ones.
+inline void pair_weights(const ChunkGates& g, float* weights) {
+  const int64_t count = g.count;
+  alignas(64) float between[kMlstmChunk] = {}, m[kMlstmChunk] = {};
+  for (int64_t l = 0; l < count; ++l) m[l] = finite_m(g.m[l]);
+  for (int64_t j = count; j-- > 0;) {
+    const PairColumns columns(j, count);
+    float* w = weights + j * kMlstmChunk;
+    if (j + 1 < count) {
+      int64_t l = j + 1;
+      for (; l % kLanes != 0; ++l) between[l] += g.lf[j + 1];
+      for (; l < columns.end; l += kLanes) store(between + l, add(load(between + l), set1(g.lf[j + 1])));
+    }
+    for (int64_t l = columns.first; l < columns.end; l += kLanes)
+      store(w + l, exp_decay(add(load(between + l), sub(set1(g.li[j]), load(m + l)))));
+    zero_outside(w, columns.first, j, count, columns.end);
+  }
+}
+
+// s.pt (scores) becomes P^T; num and nt grow by their pairs' parts of dh_l . h_l and nt_l.
+inline void pair_sums(float scale, int64_t count, const float* weights, BackwardScratch& s, float* num,
+                      float* nt) {
+  for (int64_t j = 0; j < count; ++j) {
+    const PairColumns columns(j, count);
+    float *p = s.pt + j * kMlstmChunk, *dp = s.dpt + j * kMlstmChunk;
+    zero_outside(p, columns.first, j, count, columns.end);
+    zero_outside(dp, columns.first, j, count, columns.end);
+    for (int64_t l = columns.first; l < columns.end; l += kLanes) {
+      const F32 pair = mul(load(p + l), mul(set1(scale), load(weights + j * kMlstmChunk + l)));
+      store(p + l, pair);
+      store(num + l, fma(pair, load(dp + l), load(num + l)));
+      store(nt + l, add(load(nt + l), pair));
+    }
+  }
+}
+
+// s.dpt (G V^T) becomes scale dS^T, in panels in s.dst too and transposed in s.ds; dli and dlf get the sums
+// of R.
+inline void score_gradients(float scale, int64_t count, const float* weights, BackwardScratch& s,
+                            ChunkGradients& out) {
+  // By column l: R of the keys before j, and e. What is before column j is no longer wanted and zero.
+  alignas(64) float earlier[kMlstmChunk] = {}, e[kMlstmChunk];
+  std::memcpy(e, out.e, sizeof e);
+  for (int64_t j = 0; j < count; ++j) {
+    const PairColumns columns(j, count);
+    if (j > columns.first) earlier[j - 1] = e[j - 1] = 0;
+    const float *p = s.pt + j * kMlstmChunk, *w = weights + j * kMlstmChunk;
+    float *d = s.dpt + j * kMlstmChunk, *panels = s.dst + j * kPanel;
+    const auto put = [&](int64_t l, F32 x) __attribute__((always_inline)) {
+      store(d + l, x);
+      store(panels + l / kPanel * kMlstmChunk * kPanel + l % kPanel, x);
+    };
+    for (int64_t l = j / kPanel * kPanel; l < columns.first; l += kLanes) put(l, zero());
+    F32 crossing = zero(), own = zero();
+    for (int64_t l = columns.first; l < columns.end; l += kLanes) {
+      const F32 dp = add(load(d + l), load(e + l)), r = mul(dp, load(p + l)), before = load(earlier + l);
+      crossing = add(crossing, before), own = add(own, r);
+      store(earlier + l, add(before, r));
+      put(l, mul(mul(set1(scale), dp), load(w + l)));
+    }
+    out.dlf[j] = reduce_add(crossing);  // sum_{r >= j, i < j} R_ri
+    out.dli[j] = reduce_add(own);
+  }
+  put_transposed(s.dpt, kMlstmChunk, kMlstmChunk, 0, count, s.ds);
+}
+
+// Turns s.pt (scores) and s.dpt (G V^T) into P^T and dS; fills g.e and the pair terms of the gates.
 inline void pair_gradients(const MlstmOptions& o, const ChunkGates& g, const float* past_dot,
                            const float* past_nt, BackwardScratch& s, ChunkGradients& out) {
   const int64_t count = g.count;
-  alignas(64) float decay[kMlstmChunk], num[kMlstmChunk], nt[kMlstmChunk], weights[kMlstmChunk * kMlstmChunk];
+  alignas(64) float num[kMlstmChunk] = {}, nt[kMlstmChunk] = {}, weights[kMlstmChunk * kMlstmChunk];
   for (int64_t l = 0; l < count; ++l)
     num[l] = o.scale * g.into[l] * past_dot[l], nt[l] = o.scale * g.into[l] * past_nt[l];
-  for (int64_t j = 0; j < count; ++j) {
-    float sum = 0;
-    float *p = s.pt + j * kMlstmChunk, *w = weights + j * kMlstmChunk;
-    const float* dp = s.dpt + j * kMlstmChunk;
-    for (int64_t l = j; l < count; ++l)
-      decay[l] = sum + (g.li[j] - finite_m(g.m[l])), sum += l + 1 < count ? g.lf[l + 1] : 0;
-    for (int64_t l = j; l < count; l += kLanes) {
-      const int n = count - l < kLanes ? static_cast<int>(count - l) : kLanes;
-      store_as(w + l, exp_decay(n == kLanes ? load(decay + l) : load(decay + l, n)), n);
-    }
-    for (int64_t l = 0; l < j; ++l) p[l] = w[l] = 0;
-    for (int64_t l = j; l < count; ++l) {
-      p[l] *= o.scale * w[l];
-      num[l] += p[l] * dp[l];
-      nt[l] += p[l];
-    }
-  }
+  pair_weights(g, weights);
+  pair_sums(o.scale, count, weights, s, num, nt);
   for (int64_t l = 0; l < count; ++l) {
     const float signed_nt = out.has_nt ? out.nt[l] : nt[l];
     const bool active = out.exact && o.normalize && __builtin_fabsf(signed_nt) >= __builtin_expf(-g.m[l]);
     out.e[l] = active ? (signed_nt > 0 ? -1.0f : 1.0f) * num[l] / (out.den[l] + o.eps) : 0.0f;
   }
-  alignas(64) float crossing[kMlstmChunk + 1] = {};  // sum_{r>=t, j<t} R_rj
-  for (int64_t j = 0; j < count; ++j) {
-    const float *p = s.pt + j * kMlstmChunk, *dp = s.dpt + j * kMlstmChunk, *w = weights + j * kMlstmChunk;
-    float* panel = s.dst + j * kPanel;  // element (j, l) at [l / kPanel][j][l % kPanel]
-    float suffix = 0;
-    for (int64_t l = count; l-- > 0;) {
-      const float d = l >= j ? dp[l] + out.e[l] : 0.0f;
-      panel[l / kPanel * kMlstmChunk * kPanel + l % kPanel] = l >= j ? o.scale * d * w[l] : 0.0f;
-      if (l < j) continue;
-      suffix += d * p[l];
-      if (l > j) crossing[l] += suffix;
-    }
-    out.dli[j] = suffix;
-  }
-  for (int64_t t = 0; t < count; ++t) out.dlf[t] = crossing[t];
-  for (int64_t j = 0; j < count; ++j)  // element (l, j) at [j / kPanel][l][j % kPanel]
-    for (int64_t l = 0; l < count; ++l)
-      s.ds[(j / kPanel * kMlstmChunk + l) * kPanel + j % kPanel] =
-          s.dst[(l / kPanel * kMlstmChunk + j) * kPanel + l % kPanel];
+  score_gradients(o.scale, count, weights, s, out);
 }
 
 struct Terms {
@@ -177,15 +223,20 @@ inline void scale_columns(float* panels, int64_t dqk, int64_t count, const float
   }
 }
 
-// Rows [0, count) of a [dqk] gradient from its transposed panels.
+// Rows [0, count) of a [dqk] gradient from its transposed panels, four at a time through `rows`.
 template <class T>
-void store_transposed(const float* panels, int64_t dqk, int64_t count, float* row, T* to) {
-  for (int64_t l = 0; l < count; ++l) {
+void store_transposed(const float* panels, int64_t dqk, int64_t count, float* rows, T* to) {
+  const int64_t pitch = panel_columns(dqk);
+  for (int64_t l = 0; l < count; l += 4) {
     const float* from = panels + l / kPanel * kPanel * dqk + l % kPanel;
-    T* out = to + l * dqk;
-    for (int64_t d = 0; d < dqk; ++d) row[d] = from[d * kPanel];
-    for (int64_t d = 0; d < dqk; d += kLanes)
-      store_as(out + d, load(row + d), dqk - d < kLanes ? static_cast<int>(dqk - d) : kLanes);
+    int64_t d = 0;
+    for (; d + 4 <= dqk; d += 4) transpose_four(from + d * kPanel, kPanel, rows + d, pitch);
+    for (; d < dqk; ++d)
+      for (int64_t i = 0; i < 4; ++i) rows[i * pitch + d] = from[d * kPanel + i];
+    for (int64_t i = 0; i < 4 && l + i < count; ++i)
+      for (d = 0; d < dqk; d += kLanes)
+        store_as(to + (l + i) * dqk + d, load(rows + i * pitch + d),
+                 dqk - d < kLanes ? static_cast<int>(dqk - d) : kLanes);
   }
 }
 

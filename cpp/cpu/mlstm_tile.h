@@ -105,41 +105,39 @@ TRIVIUM_INLINE void put_row(const float* values, int64_t columns, int64_t row, i
   }
 }
 
+// to[c * to_pitch + r] = from[r * pitch + c] for r, c < 4.
+typedef float Float4 __attribute__((vector_size(16), aligned(4)));
+TRIVIUM_INLINE void transpose_four(const float* from, int64_t pitch, float* to, int64_t to_pitch) {
+  const auto row = [&](int64_t r) { return *reinterpret_cast<const Float4*>(from + r * pitch); };
+  const Float4 a = row(0), b = row(1), c = row(2), d = row(3);
+  const Float4 ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+               ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Float4 cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+               cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const Float4 out[4] = {
+      __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5), __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7),
+      __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5), __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) *reinterpret_cast<Float4*>(to + i * to_pitch) = out[i];
+}
+
 // panels of the transpose: element (d, row) of [columns, num_rows] for rows [first, last) of `from`, whose
 // row stride is `stride`. Four rows at a time, so that stores are not single floats.
-typedef float Float4 __attribute__((vector_size(16), aligned(4)));
 TRIVIUM_INLINE void put_transposed(const float* from, int64_t stride, int64_t columns, int64_t first,
                                    int64_t last, float* panels) {
+  const auto place = [&](int64_t r) { return panels + r / kPanel * columns * kPanel + r % kPanel; };
+  const auto put_one = [&](int64_t r) {
+    for (int64_t d = 0; d < columns; ++d) place(r)[d * kPanel] = from[r * stride + d];
+  };
   int64_t r = first;
-  for (; r < last && (r % 4 != 0 || last - r < 4); ++r) {
-    float* to = panels + r / kPanel * columns * kPanel + r % kPanel;
-    for (int64_t d = 0; d < columns; ++d) to[d * kPanel] = from[r * stride + d];
-  }
+  for (; r < last && (r % 4 != 0 || last - r < 4); ++r) put_one(r);
   for (; r + 4 <= last; r += 4) {
-    float* to = panels + r / kPanel * columns * kPanel + r % kPanel;
-    const float *a = from + r * stride, *b = a + stride, *c = b + stride, *e = c + stride;
     int64_t d = 0;
-    for (; d + 4 <= columns; d += 4) {
-      const auto at = [&](const float* row) { return *reinterpret_cast<const Float4*>(row + d); };
-      const Float4 ra = at(a), rb = at(b), rc = at(c), re = at(e);
-      const Float4 ab0 = __builtin_shufflevector(ra, rb, 0, 4, 1, 5),
-                   ab1 = __builtin_shufflevector(ra, rb, 2, 6, 3, 7);
-      const Float4 ce0 = __builtin_shufflevector(rc, re, 0, 4, 1, 5),
-                   ce1 = __builtin_shufflevector(rc, re, 2, 6, 3, 7);
-      const Float4 out[4] = {
-          __builtin_shufflevector(ab0, ce0, 0, 1, 4, 5), __builtin_shufflevector(ab0, ce0, 2, 3, 6, 7),
-          __builtin_shufflevector(ab1, ce1, 0, 1, 4, 5), __builtin_shufflevector(ab1, ce1, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) *reinterpret_cast<Float4*>(to + (d + i) * kPanel) = out[i];
-    }
-    for (; d < columns; ++d) {
-      const float part[4] = {a[d], b[d], c[d], e[d]};
-      for (int i = 0; i < 4; ++i) to[d * kPanel + i] = part[i];
-    }
+    for (; d + 4 <= columns; d += 4)
+      transpose_four(from + r * stride + d, stride, place(r) + d * kPanel, kPanel);
+    for (; d < columns; ++d)
+      for (int64_t i = 0; i < 4; ++i) place(r)[d * kPanel + i] = from[(r + i) * stride + d];
   }
-  for (; r < last; ++r) {
-    float* to = panels + r / kPanel * columns * kPanel + r % kPanel;
-    for (int64_t d = 0; d < columns; ++d) to[d * kPanel] = from[r * stride + d];
-  }
+  for (; r < last; ++r) put_one(r);
 }
 
 // Row-major [rows, columns] into panels and back; panels [first, last) only.
