@@ -1,7 +1,5 @@
 #include "ops/lut_streams.h"
 
-#include <atomic>
-
 namespace trivium::lut {
 
 Workspace::Workspace(Device device) : device_(device) {
@@ -32,7 +30,8 @@ Tensor Workspace::result(const Shape& shape) {
     spare_ = {};                                                       // before the new one is allocated
     spare_ = Tensor::empty({count + count / 8}, Dtype::f32, device_);  // row-sparse results vary in size
   }
-  std::atomic_thread_fence(std::memory_order_acquire);  // after what the last holder did with it
+  // Copying the owner comes after what the last holder did with the memory: owners are counted by libstdc++
+  // with acquire and release.
   return Tensor::wrap(spare_.data(), shape, Dtype::f32, device_, spare_.owner());
 }
 
