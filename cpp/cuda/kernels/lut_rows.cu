@@ -27,7 +27,7 @@ void propagate_through_detectors_kernel(LutPropagateArgs a) {
 }
 
 template <bool fixed>
-GPU_KERNEL(kLutBlock)
+GPU_KERNEL(kLutBlock, 4)
 void gather_w_gradients_kernel(LutWGradientArgs a, LutOwners owners) {
   lut::WOwner owner;
   if (find_owner(owners, owner)) lut::gather_w_gradients_item<fixed>(a, owner);
