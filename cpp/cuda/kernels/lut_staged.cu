@@ -5,7 +5,8 @@
 namespace trivium::TRIVIUM_GPU_NS {
 namespace {
 
-GPU_KERNEL(kLutBlock) void staged_gather_w_gradients_kernel(LutStagedArgs a, LutOwners owners) {
+GPU_KERNEL(kLutBlock, 4)
+void staged_gather_w_gradients_kernel(LutStagedArgs a, LutOwners owners) {
   lut::WOwner owner;
   if (!find_owner(owners, owner)) return;
   if (a.stage == LutStage::gather_w_gradients)
