@@ -35,19 +35,23 @@ TRIVIUM_INLINE Words load_words(const int8_t* p) {
   return {_mm512_loadu_si512(p), _mm512_loadu_si512(p + kScreenGroup)};
 }
 TRIVIUM_INLINE Sums no_sums() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
-struct Decoder {
-  __m512i spread, shifts, levels;
-  Decoder() {
-    alignas(64) uint8_t bytes[3][64];
-    for (int i = 0; i < 64; ++i) {
-      bytes[0][i] = static_cast<uint8_t>(i / 8 * 6 + i % 8);  // the six bytes of eight codes to eight bytes
-      bytes[1][i] = static_cast<uint8_t>(i % 8 * 6);
-      bytes[2][i] = static_cast<uint8_t>(kScreenLevels.of_code[i] + kLevelOffset);
-    }
-    spread = _mm512_load_si512(bytes[0]);
-    shifts = _mm512_load_si512(bytes[1]);
-    levels = _mm512_load_si512(bytes[2]);
+struct DecodeTables {
+  alignas(64) uint8_t spread[64], shifts[64], levels[64];  // spread: six bytes of eight codes to eight bytes
+};
+constexpr DecodeTables make_decode_tables() {
+  DecodeTables tables{};
+  for (int i = 0; i < 64; ++i) {
+    tables.spread[i] = static_cast<uint8_t>(i / 8 * 6 + i % 8);
+    tables.shifts[i] = static_cast<uint8_t>(i % 8 * 6);
+    tables.levels[i] = static_cast<uint8_t>(kScreenLevels.of_code[i] + kLevelOffset);
   }
+  return tables;
+}
+inline constexpr DecodeTables kDecodeTables = make_decode_tables();
+struct Decoder {
+  __m512i spread = _mm512_load_si512(kDecodeTables.spread);
+  __m512i shifts = _mm512_load_si512(kDecodeTables.shifts);
+  __m512i levels = _mm512_load_si512(kDecodeTables.levels);
   TRIVIUM_INLINE Sums mac(const uint8_t* codes, Words x, Sums acc) const {
     const __m512i bits = _mm512_maskz_loadu_epi8((uint64_t{1} << kGroupBytes) - 1, codes);
     // vpermb takes the lowest 6 bits of an index, whatever is above them.
