@@ -2,13 +2,11 @@
 
 import doctest
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trivium
 
@@ -128,12 +126,17 @@ def test_package_type_checks():
 
 def test_ops_survive_fork():
     """A forked child starts a thread pool of its own."""
-    x, w = np.ones((64, 256), np.float32), np.ones((256, 256), np.float32)
-    want = trivium.ops.linear(x, w).numpy()
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if np.array_equal(trivium.ops.linear(x, w).numpy(), want) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    done = python("""
+import os, signal, numpy as np, trivium
+x, w = np.ones((64, 256), np.float32), np.ones((256, 256), np.float32)
+want = trivium.ops.linear(x, w).numpy()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    os._exit(0 if np.array_equal(trivium.ops.linear(x, w).numpy(), want) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+""")
+    assert done.returncode == 0, done.stderr
 
 
 def readme_blocks():
