@@ -136,7 +136,7 @@ def test(session: Session, kind: str) -> None:
     jobs = min(os.cpu_count() or 1, 8)
     wanted = ["--output-on-failure", "--no-tests=error", "-j", jobs, "-E", r"\.(emu32|emu64)$"]
     report = BUILD / "ctest.xml"
-    session.run("ctest", ["ctest", "--test-dir", BUILD, *wanted, "--output-junit", report])
+    session.run("ctest", ["ctest", "--test-dir", BUILD, *wanted, "--timeout", 120, "--output-junit", report])
     if not session.dry_run and f".{kind}" not in report.read_text():
         session.failed.append(f"ctest ran no test on {kind}")
     files = [f"tests/python/test_{name}.py" for name in PYTEST_FILES]

@@ -33,7 +33,9 @@ class Suite:
 def run_ctest(build: Path, jobs: int) -> Suite:
     report = (build / "ctest.xml").resolve()
     report.unlink(missing_ok=True)
-    command = ["ctest", "--test-dir", build, "--output-on-failure", "-j", jobs, "--output-junit", report]
+    # The limit is for tests that hang; the slowest takes a minute and a half on an idle machine.
+    command = ["ctest", "--test-dir", build, "--output-on-failure", "-j", jobs, "--timeout", "900"]
+    command += ["--output-junit", report]
     limits = ["--test-output-size-passed", 1 << 24, "--test-output-size-failed", 1 << 24]
     code = subprocess.run([*map(str, command + limits), "--no-tests=error"]).returncode
     return read_report("ctest", report, code, add_ctest_entry)
