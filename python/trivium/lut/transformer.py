@@ -146,6 +146,8 @@ class LUTTransformer:
         context, vocab = self.config["context_size"], self.config["vocab_size"]
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context:
             raise InvalidArgument(f"tokens are {list(tokens.shape)}, expected [batch, 1 to {context}]")
+        if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
+            raise InvalidArgument(f"tokens are {tokens.dtype}, expected integers")
         if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab):
             raise InvalidArgument(f"tokens are {tokens.min()} to {tokens.max()}, expected 0 to {vocab - 1}")
         self._masks = []
