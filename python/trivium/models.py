@@ -262,6 +262,8 @@ def load(
         name = next(iter(unknown))
         hint = '; use device="auto"' if name == "device_map" else ""
         raise TypeError(f"load() has no option {name!r}{hint}")
+    if kv_dtype not in (None, "float32", "bfloat16"):
+        raise _core.InvalidArgument(f"kv_dtype is {kv_dtype!r}, expected 'float32', 'bfloat16' or None")
     engine = _core.load(
         _resolve(os.fspath(path)),
         device=device,

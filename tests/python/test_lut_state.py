@@ -1,6 +1,7 @@
 """Copies, pickles and saved states of trivium.lut layers, and what lies between a forward and its backward."""
 
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -123,6 +124,21 @@ BAD = {
     "seed": (lambda: lut.LUTLayer(7, 3, 5, 4, random_seed=1.5), "random_seed is 1.5"),
     "noise": (lambda: lut.SynapseMeta(initial_noise_level=float("nan")), "initial_noise_level is nan"),
     "bound": (lambda: lut.SynapseMeta(max_weight=float("inf")), "max_weight is inf"),
+    "noise text": (lambda: lut.SynapseMeta(initial_noise_level="a"), "initial_noise_level is 'a'"),
+    "sequence_length": (lambda: rows(sequence_length=4.0, positional_dim=2), "sequence_length is 4.0"),
+    "positional_dim": (lambda: rows(sequence_length=4, positional_dim=2.5), "positional_dim is 2.5"),
+    "group_size": (lambda: rows(group_size=3.5), "group_size is 3.5"),
+    "window": (lambda: lut.Conv2DLUTLayer((6.7, 6), 2, 2, 2), "input_shape is (6.7, 6)"),
+    "window stride": (
+        lambda: lut.Conv2DLUTLayer((6, 6), 2, 2, 2, receptive_field_stride=1.5),
+        "receptive_field_stride is 1.5",
+    ),
+    "groups": (lambda: lut.ProjectionLUTLayer((6, 6), (5, 5), 2, 3.5, 1, 3, 3), "n_detector_groups is 3.5"),
+    "mask": (
+        lambda: lut.ProjectionLUTLayer((6, 6), (5, 5), 2, 3, 1, 3, 3, output_sparsity_mask=[[True]]),
+        "output_sparsity_mask is a list",
+    ),
+    "vocab_size": (lambda: lut.LUTTransformer(32.5, 12, 6, 2, 1, 2, 3, 3), "vocab_size is 32.5"),
     "complex": (lambda: rows().forward(np.zeros((3, 7), complex)), "x is complex"),
     "hook": (
         lambda: rows(weights_gradient_policy="internal").set_learning_rate_hook(0.1),
@@ -141,3 +157,45 @@ def test_bad_arguments_are_named(name):
     with pytest.raises(trivium.InvalidArgument) as error:
         call()
     assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def edited(folder, change):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+
+
+BAD_CONFIGS = {
+    "unknown": (lambda c: c.update(hidden_size=8), "has ['hidden_size']"),
+    "missing": (lambda c: c.pop("vocab_size"), "lacks ['vocab_size']"),
+    "text": (lambda c: c.update(vocab_size="256"), "vocab_size is '256'"),
+    "fraction": (lambda c: c.update(num_layers=1.5), "num_layers is 1.5"),
+    "null": (lambda c: c.update(embedding_dim=None), "embedding_dim is None"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_bad_configurations_are_named_with_their_file(tmp_path, name):
+    change, part = BAD_CONFIGS[name]
+    lut.LUTTransformer(256, 12, 6, 2, 1, 2, 3, 3).save(tmp_path)
+    assert lut.LUTTransformer.load(tmp_path).config["num_heads"] == 2
+    edited(tmp_path, change)
+    with pytest.raises(trivium.ModelFormatError) as error:
+        lut.LUTTransformer.load(tmp_path)
+    assert part in str(error.value) and "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_configurations_that_are_no_objects_are_refused(tmp_path, text):
+    lut.LUTTransformer(256, 12, 6, 2, 1, 2, 3, 3).save(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(trivium.ModelFormatError, match=str(tmp_path)):
+        lut.LUTTransformer.load(tmp_path)
+
+
+def test_options_do_not_contradict_the_folder(tmp_path):
+    lut.LUTTransformer(256, 12, 6, 2, 1, 2, 3, 3).save(tmp_path)
+    assert lut.LUTTransformer.load(tmp_path, dropout=0.5).dropout == 0.5
+    with pytest.raises(trivium.InvalidArgument, match="vocab_size"):
+        lut.LUTTransformer.load(tmp_path, vocab_size=5)

@@ -77,11 +77,14 @@ def sample_anchors(
     return anchors
 
 
-def as_pair(value: int | Pair, name: str) -> Pair:
-    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
-    if len(pair) != 2 or any(v < 1 for v in pair):
-        raise InvalidArgument(f"{name} is {value}, expected one or two integers of at least 1")
-    return int(pair[0]), int(pair[1])
+def as_pair(value: Any, name: str) -> Pair:
+    try:
+        first, second = map(operator.index, value if isinstance(value, tuple | list) else (value, value))
+    except (TypeError, ValueError):
+        first = second = 0
+    if first < 1 or second < 1:
+        raise InvalidArgument(f"{name} is {value!r}, expected one or two integers of at least 1")
+    return first, second
 
 
 class Windows(NamedTuple):

@@ -1,5 +1,6 @@
 """LUT layers on numpy arrays: structure, weights and gradients; the arithmetic is native."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ class SynapseMeta:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not np.isfinite(value):
-                raise InvalidArgument(f"{name} is {value}, expected a finite number")
+            if not hasattr(value, "__float__") or not math.isfinite(value):
+                raise InvalidArgument(f"{name} is {value!r}, expected a finite number")
         if not self.min_weight <= self.max_weight:
             raise InvalidArgument(f"min_weight is {self.min_weight}, above max_weight {self.max_weight}")
         if not self.min_weight <= self.initial_weight <= self.max_weight:
@@ -101,19 +102,12 @@ class LUTLayerBasic:
         random_seed: int | None = None,
         device: str = "cpu",
     ) -> None:
-        self.input_shape, self.output_shape = tuple(input_shape), tuple(output_shape)
-        if (sequence_length > 1) != (positional_dim is not None):
-            raise InvalidArgument(
-                f"positional_dim is {positional_dim}, expected a number exactly when sequence_length ({sequence_length}) > 1"
-            )
-        if not concatenation_product and sequence_length < 2:
-            raise InvalidArgument(
-                f"concatenation_product is False with sequence_length {sequence_length}, expected at least 2"
-            )
-        if sliced_product_mode and concatenation_product:
-            raise InvalidArgument(
-                "sliced_product_mode is True, expected concatenation_product=False beside it"
-            )
+        integer = connectivity.integer
+        self.input_shape = tuple(integer(n, "input_shape") for n in input_shape)
+        self.output_shape = tuple(integer(n, "output_shape") for n in output_shape)
+        sequence_length = integer(sequence_length, "sequence_length")
+        positional_dim = None if positional_dim is None else integer(positional_dim, "positional_dim")
+        self._check_sequence(sequence_length, positional_dim, concatenation_product, sliced_product_mode)
         if summation not in ("float32", "int32"):
             raise InvalidArgument(f"summation is {summation!r}, expected 'float32' or 'int32'")
         if summation == "int32" and not int_rescaler > 0:
@@ -138,7 +132,7 @@ class LUTLayerBasic:
             cmp_eps=cmp_eps,
             learning_rate=self.synapse_meta.learning_rate,
             int_rescaler=int_rescaler if summation == "int32" else 0.0,
-            group_size=group_size,
+            group_size=integer(group_size, "group_size"),
             device=device,
         )
         self._build(connectivity.as_int32(anchors, "anchors"), targets)
@@ -148,6 +142,26 @@ class LUTLayerBasic:
         self._hook: Callable[[Any], float] | None = None
         self.weight_gradient: np.ndarray | RowGradient | None = None
         self.positional_gradient: np.ndarray | None = None
+
+    @staticmethod
+    def _check_sequence(
+        sequence_length: int,
+        positional_dim: int | None,
+        concatenation_product: bool,
+        sliced_product_mode: bool,
+    ) -> None:
+        if (sequence_length > 1) != (positional_dim is not None):
+            raise InvalidArgument(
+                f"positional_dim is {positional_dim}, expected a number exactly when sequence_length ({sequence_length}) > 1"
+            )
+        if not concatenation_product and sequence_length < 2:
+            raise InvalidArgument(
+                f"concatenation_product is False with sequence_length {sequence_length}, expected at least 2"
+            )
+        if sliced_product_mode and concatenation_product:
+            raise InvalidArgument(
+                "sliced_product_mode is True, expected concatenation_product=False beside it"
+            )
 
     @staticmethod
     def _check_policy(policy: str, normalized: bool, summation: str) -> None:
