@@ -313,11 +313,19 @@ class LUTModule(nn.Module):
         errors: list[str] = args[-1]
         before = len(errors)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if len(errors) == before:
-            self._rebuild()
-            self.share_weights()
-            return
-        for name in ("anchors", "pointers", "targets"):  # the structure stays as it was
+        try:
+            if len(errors) == before:
+                self._rebuild()
+                self.share_weights()
+                return
+        except _core.InvalidArgument:
+            self._restore_structure()
+            raise
+        self._restore_structure()
+
+    def _restore_structure(self) -> None:
+        """After a state that could not be loaded."""
+        for name in ("anchors", "pointers", "targets"):
             if hasattr(self, name):
                 owner = self.layer if name == "anchors" else self.layer.targets
                 getattr(self, name).copy_(torch.from_numpy(getattr(owner, name)))

@@ -94,6 +94,17 @@ def test_states_of_sparse_modules_carry_their_targets():
     assert loaded > 0
 
 
+@pytest.mark.parametrize("name", ["anchors", "targets"])
+def test_a_structure_that_cannot_be_is_refused_and_not_kept(name):
+    module = projection(1)
+    state = module.state_dict() | {name: getattr(module, name) + 100}
+    before = getattr(module, name).clone()
+    with pytest.raises(trivium.InvalidArgument, match=name):
+        module.load_state_dict(state)
+    assert torch.equal(getattr(module, name), before)
+    module.load_state_dict(module.state_dict())
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CASES)
 def test_frozen_weights_stay_and_inputs_keep_their_gradient(name, policy):
