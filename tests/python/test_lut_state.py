@@ -199,3 +199,29 @@ def test_options_do_not_contradict_the_folder(tmp_path):
     assert lut.LUTTransformer.load(tmp_path, dropout=0.5).dropout == 0.5
     with pytest.raises(trivium.InvalidArgument, match="vocab_size"):
         lut.LUTTransformer.load(tmp_path, vocab_size=5)
+
+
+def test_what_another_layer_saved_is_refused():
+    """Its addresses may lie outside of this layer's tables."""
+    x = inputs(rows())
+    few = lut.LUTLayer(7, 1, 5, 4, synapse_meta=META, random_seed=1)
+    y, saved = rows().native.forward(rows().weight, x)
+    with pytest.raises(trivium.InvalidArgument, match="saved is of a layer with 3 anchors"):
+        few.native.backward(few.weight, y, saved)
+
+
+@pytest.mark.parametrize(
+    "other", [dict(n_detectors=4), dict(n_anchors_per_detector=1), dict(sequence_length=9)]
+)
+def test_a_cache_of_another_layer_is_refused(other):
+    sizes = dict(n_inputs=6, n_anchors_per_detector=2, n_detectors=3, n_outputs=5, **SEQUENCE)
+    layer, wrong = lut.LUTLayer(**sizes), lut.LUTLayer(**sizes | other)
+
+    def decode(cache):
+        zero = np.zeros(1, np.int32)
+        x = np.zeros((1, 6), np.float32)
+        return wrong.native.decode(wrong.weight, x, wrong.positional_embeddings, zero, zero, cache)
+
+    assert decode(wrong.native.make_cache(1)).shape == (1, 5)
+    with pytest.raises(trivium.InvalidArgument, match="the cache is of a layer"):
+        decode(layer.native.make_cache(1))
