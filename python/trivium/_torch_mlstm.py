@@ -9,13 +9,10 @@ torch.Size([1, 2, 100, 16])
 
 from typing import Any
 
+import torch
+
 from . import mlstm
 from ._core import InvalidArgument, MlstmOptions
-
-try:
-    import torch
-except ImportError as error:
-    raise ImportError(f"trivium.torch needs torch, which cannot be imported: {error}") from error
 from ._torch_lut import _torch
 
 __all__ = ["mLSTMLayer", "mlstm_chunkwise", "mlstm_step"]
