@@ -78,6 +78,7 @@ struct Saved {
   Tensor pe_index, pe_min_delta, pe_min_index;  // [S - 1, Nt]
   Tensor x, pe;                                 // product mode recomputes its addresses
   int64_t batch = 0, length = 1;
+  int64_t num_anchors = 0, positional_dim = 0;  // of the layer whose addresses these are; 0: not known
 };
 
 struct Forward {
@@ -112,6 +113,7 @@ Gradients backward(const Layer& layer, const Tensor& weights, const Tensor& gy, 
 struct DecodeCache {
   Tensor index;  // i32 [slots, ring, Nt]
   int64_t ring = 0;
+  int64_t num_anchors = 0;  // of the layer
 };
 DecodeCache make_cache(const Layer& layer, int64_t slots, int64_t max_step_rows = 1);
 // Row r of x [rows, I] is position positions[r] of slot slots[r] (i32, on the CPU); rows of a slot come in

@@ -8,7 +8,6 @@
 #include "ops/lut_items.h"
 
 namespace trivium::lut {
-
 namespace {
 
 // One backward: its inputs, results and the buffers that must live until the streams are done.
@@ -44,6 +43,7 @@ void check_saved(const Pass& p) {
   const int64_t tables = layer.num_tables(), longest = layer.options().sequence_length;
   TRIVIUM_CHECK(s.batch >= 0 && 1 <= s.length && s.length <= longest, "lut backward: saved are ", s.batch,
                 " sequences of ", s.length, ", expected a length of 1 to ", longest);
+  check_addresses(layer, s);
   const auto matches = [&](const Tensor& t, Dtype dtype, int64_t count) {
     TRIVIUM_CHECK(
         t.dtype() == dtype && t.numel() == count && t.is_contiguous() && t.device() == layer.device(),

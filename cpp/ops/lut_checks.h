@@ -40,6 +40,14 @@ inline void check_x(const Layer& layer, const Tensor& x) {
                 "lut forward: x is ", x.shape(), ", expected [batch, 1 to ", longest, ", ", inputs, "]");
 }
 
+// Those of a layer with more anchors would lie outside of this one's tables.
+inline void check_addresses(const Layer& layer, const Saved& s) {
+  const int64_t anchors = layer.num_anchors(), positional_dim = layer.options().positional_dim;
+  TRIVIUM_CHECK(s.num_anchors == 0 || (s.num_anchors == anchors && s.positional_dim == positional_dim),
+                "lut backward: saved is of a layer with ", s.num_anchors, " anchors and positional_dim ",
+                s.positional_dim, ", expected ", anchors, " and ", positional_dim);
+}
+
 inline LutSequence sequence_of(const Layer& layer, const Saved& s) {
   const bool training = s.min_index.numel() > 0, pe = s.pe_index.numel() > 0;
   return {.index = s.index.data_as<int32_t>(),

@@ -120,6 +120,8 @@ Forward forward(const Layer& layer, const Tensor& weights, const Tensor& x, cons
   Forward f;
   f.saved.batch = x.dim(0);
   f.saved.length = layer.is_sequence() ? x.dim(1) : 1;
+  f.saved.num_anchors = layer.num_anchors();
+  f.saved.positional_dim = layer.options().positional_dim;
   const int64_t rows = f.saved.batch * f.saved.length, outputs = layer.options().outputs;
   f.y = Tensor::empty(
       layer.is_sequence() ? Shape{f.saved.batch, f.saved.length, outputs} : Shape{f.saved.batch, outputs},
@@ -172,7 +174,8 @@ DecodeCache make_cache(const Layer& layer, int64_t slots, int64_t max_step_rows)
                 max_step_rows, ", expected at least 1");
   // Rows of one step enter the ring before any of them is read: what the first still sees must survive.
   const int64_t ring = layer.options().sequence_length - 1 + max_step_rows;
-  return {Tensor::zeros({slots, ring, layer.num_tables()}, Dtype::i32, layer.device()), ring};
+  return {Tensor::zeros({slots, ring, layer.num_tables()}, Dtype::i32, layer.device()), ring,
+          layer.num_anchors()};
 }
 
 Tensor decode(const Layer& layer, const Tensor& weights, const Tensor& x, const Tensor& pe,
@@ -185,6 +188,9 @@ Tensor decode(const Layer& layer, const Tensor& weights, const Tensor& x, const 
                 "lut decode: x is ", x.shape(), ", expected [rows, ", inputs,
                 "] of a layer in mode sequence");
   const int64_t rows = x.dim(0);
+  TRIVIUM_CHECK(cache.index.rank() == 3 && cache.index.dim(2) == layer.num_tables() && cache.ring > window &&
+                    cache.num_anchors == layer.num_anchors() && cache.index.device() == layer.device(),
+                "lut decode: the cache is of a layer with other tables, anchors or a shorter sequence");
   TRIVIUM_CHECK(rows <= cache.ring - window, "lut decode: ", rows, " rows in a step, the cache was made for ",
                 cache.ring - window);
   for (const Tensor* t : {&slots, &positions}) {

@@ -85,7 +85,7 @@ Tensor from_buffer(const py::handle& value) {
     throw py::error_already_set();
   const Dtype dtype = dtype_from_format(view->format, view->itemsize);
   std::vector<int64_t> strides;
-  for (int i = 0; i < view->ndim; ++i) {
+  for (int i = 0; view->strides && i < view->ndim; ++i) {  // ctypes leaves them out for contiguous arrays
     if (view->strides[i] % view->itemsize != 0)
       throw py::buffer_error("buffer strides are not multiples of the element");
     strides.push_back(view->strides[i] / view->itemsize);
@@ -97,8 +97,10 @@ Tensor from_buffer(const py::handle& value) {
   return Tensor::wrap(view->buf, shape, dtype, {}, view, strides, view->readonly != 0);
 }
 
+// In C order and the machine's byte order.
 py::object numpy_copy(const py::handle& value) {
-  return py::module_::import("numpy").attr("array")(value, py::arg("order") = "C");
+  const py::object array = py::module_::import("numpy").attr("array")(value, py::arg("order") = "C");
+  return array.attr("astype")(array.attr("dtype").attr("newbyteorder")("="), py::arg("copy") = false);
 }
 
 // Without copying elements; BufferError when the array cannot be represented.
@@ -112,6 +114,10 @@ Tensor share(const py::handle& value) {
     if (!e.matches(PyExc_BufferError) || !PyObject_CheckBuffer(value.ptr())) throw;
   }
   return from_buffer(value);
+}
+
+bool holds_numbers(const py::object& array) {
+  return std::strchr("biufV", array.attr("dtype").attr("kind").cast<std::string>()[0]) != nullptr;
 }
 
 bool has_array_protocol(const py::handle& value) {
@@ -143,17 +149,28 @@ Tensor tensor_from_python(const py::handle& value, std::optional<bool> copy) {
     if (copy.has_value() && !*copy)
       throw py::buffer_error(
           concat("copy=False: ", Py_TYPE(value.ptr())->tp_name, " has neither __dlpack__ nor a buffer"));
-    return share(numpy_copy(value));
+    const py::object array = numpy_copy(value);
+    if (!holds_numbers(array))
+      throw py::type_error(concat("expected an array, a number or a list of numbers, not ",
+                                  Py_TYPE(value.ptr())->tp_name, " (numpy makes it ",
+                                  printable(py::str(array.attr("dtype")).cast<std::string>()), ")"));
+    return share(array);
   }
   if (copy.value_or(false)) return deep_copy(tensor_from_python(value));
   if (copy.has_value()) return share(value);
+  // A copy helps where only the layout stood in the way; what says why it does not is the first error.
   try {
     return share(value);
   } catch (const py::buffer_error&) {
+    const py::object array = numpy_copy(value);
+    if (!holds_numbers(array)) throw;
+    return share(array);
   } catch (const py::error_already_set& e) {
     if (!e.matches(PyExc_BufferError)) throw;
+    const py::object array = numpy_copy(value);
+    if (!holds_numbers(array)) throw;
+    return share(array);
   }
-  return share(numpy_copy(value));
 }
 
 Tensor retyped(const Tensor& t, Dtype dtype) {

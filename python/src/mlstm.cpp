@@ -51,7 +51,7 @@ Tensor without_last_one(const Optional& a) {
 Tensor as_token(const Tensor& t, int rank, const char* name) {
   TRIVIUM_CHECK(t.rank() == rank, "mlstm.recurrent_step: ", name, " is ", t.shape(), ", expected ",
                 rank == 3 ? "[B, NH, DH]" : "[B, NH]");
-  const Tensor whole = t.is_contiguous() ? t : deep_copy(t);
+  const Tensor whole = t.contiguous();
   return rank == 3 ? whole.reshape({t.dim(0), t.dim(1), 1, t.dim(2)})
                    : whole.reshape({t.dim(0), t.dim(1), 1});
 }

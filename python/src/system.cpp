@@ -53,8 +53,14 @@ void register_system(py::module_& m) {
   m.def("cpu_level", cpu_level,
         "Instruction set of the CPU kernels: \"avx512-bf16\", \"avx2\" or \"scalar\".");
   m.def("num_threads", num_threads, "CPU threads used by kernels.");
-  m.def("set_num_threads", set_num_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>(),
-        "Sets the number of CPU threads; 0 restores the default.");
+  m.def(
+      "set_num_threads",
+      [](int n) {
+        TRIVIUM_CHECK(n >= 0, "set_num_threads: n is ", n, ", expected at least 0 (0: the default)");
+        set_num_threads(n);
+      },
+      py::arg("n"), py::call_guard<py::gil_scoped_release>(),
+      "Sets the number of CPU threads; 0 restores the default.");
 }
 
 }  // namespace trivium::python

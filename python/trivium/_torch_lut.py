@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from . import _core
 from .lut import LUTLayer as NumpyLayer
-from .lut import LUTLayerBasic, layers
+from .lut import LUTLayerBasic, connectivity, layers
+from .lut.connectivity import Targets
 
 # Custom ops take tensors and numbers: a layer is passed by its number here.
 _numbers = itertools.count()
@@ -97,31 +98,49 @@ def _saved(module: "LUTModule", x: Tensor, pe: Tensor, saved: list[Tensor]) -> _
 
 @torch.library.custom_op("trivium::lut_backward", mutates_args=())
 def lut_backward(
-    gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
+    gy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pe: Tensor,
+    saved: list[Tensor],
+    number: int,
+    need_x: bool,
+    need_w: bool,
 ) -> list[Tensor]:
-    """[gx, gW, gPE]; gx and gPE are empty when not needed."""
+    """[gx, gW, gPE]; what is not needed is empty."""
     module = _layers[number]
     with torch.cuda.device_of(x):
         g = module.native.backward(
             weight.detach(),
             gy.detach().contiguous(),
             _saved(module, x, pe, saved),
+            policy="dense" if need_w else "none",
             normalized=module.layer.normalized,
             need_x=need_x,
         )
         return [
             _torch(g.gx) if need_x else x.new_empty(0),
-            _torch(g.gw),
+            _torch(g.gw) if need_w else weight.new_empty(0),
             _torch(g.gpe) if pe.numel() else pe.new_empty(0),
         ]
 
 
+def _like(t: Tensor, needed: bool = True) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format) if needed else t.new_empty(0)
+
+
 @lut_backward.register_fake
 def _(
-    gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
+    gy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pe: Tensor,
+    saved: list[Tensor],
+    number: int,
+    need_x: bool,
+    need_w: bool,
 ) -> list[Tensor]:
-    gx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
-    return [gx, torch.empty_like(weight), torch.empty_like(pe)]
+    return [_like(x, need_x), _like(weight, need_w), _like(pe)]
 
 
 @torch.library.custom_op("trivium::lut_backward_internal", mutates_args={"weight"})
@@ -147,8 +166,7 @@ def lut_backward_internal(
 def _(
     gy: Tensor, x: Tensor, weight: Tensor, pe: Tensor, saved: list[Tensor], number: int, need_x: bool
 ) -> tuple[Tensor, Tensor]:
-    gx = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else x.new_empty(0)
-    return gx, torch.empty_like(pe)
+    return _like(x, need_x), _like(pe)
 
 
 def _row_sparse(
@@ -191,8 +209,9 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     x, weight, pe, *saved = ctx.saved_tensors
     if not ctx.training:
         raise _core.InvalidArgument("backward: the forward pass ran without training; nothing was saved")
-    policy = _layers[ctx.number].layer.policy
-    need_x = ctx.needs_input_grad[0]
+    need_x, need_w = ctx.needs_input_grad[:2]
+    # Frozen weights have no gradient, and an internal update leaves them as they are.
+    policy = _layers[ctx.number].layer.policy if need_w else "dense"
     if policy == "internal":
         gx, gpe = torch.ops.trivium.lut_backward_internal(gy, x, weight, pe, saved, ctx.number, need_x)
         gw = None
@@ -200,18 +219,32 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         with torch.cuda.device_of(x):
             gx, gw, gpe = _row_sparse(ctx, gy, x, weight, pe, saved)
     else:
-        gx, gw, gpe = torch.ops.trivium.lut_backward(gy, x, weight, pe, saved, ctx.number, need_x)
-    return gx if need_x else None, gw, gpe if ctx.needs_input_grad[2] else None, None, None
+        gx, gw, gpe = torch.ops.trivium.lut_backward(gy, x, weight, pe, saved, ctx.number, need_x, need_w)
+    return (
+        gx if need_x else None,
+        gw if need_w else None,
+        gpe if ctx.needs_input_grad[2] else None,
+        None,
+        None,
+    )
 
 
 torch.library.register_autograd("trivium::lut_forward", _backward, setup_context=_setup)
+
+
+def _run(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> Tensor:
+    return torch.ops.trivium.lut_forward(x, weight, pe, number, training)[0]
+
+
+_run_uncompiled = torch.compiler.disable(_run)  # the size of a row-sparse gradient is no graph's to know
 
 
 class LUTModule(nn.Module):
     """Any trivium.lut layer as a torch module. Second derivatives are not supported.
 
     torch.compile takes the dense and the internal policy into its graphs; row_sparse breaks the graph. The layer
-    follows its parameters to other devices: module.to("cuda:0"). They stay float32.
+    follows its parameters to other devices: module.to("cuda:0"). They stay float32. Copies and pickles have weights
+    of their own; a learning rate hook is copied as it is.
     """
 
     def __init__(self, layer: LUTLayerBasic) -> None:
@@ -226,9 +259,26 @@ class LUTModule(nn.Module):
         else:
             absent = torch.empty(0, device=self.weight.device)
             self.register_buffer("positional_embeddings", absent, persistent=False)
-        self.register_buffer("anchors", torch.from_numpy(layer.anchors))
+        self.register_buffer("anchors", torch.from_numpy(layer.anchors.copy()))
+        if layer.targets is not None:
+            self.register_buffer("pointers", torch.from_numpy(layer.targets.pointers.copy()))
+            self.register_buffer("targets", torch.from_numpy(layer.targets.targets.copy()))
+        self._register()
+
+    def _register(self) -> None:
         self.number = next(_numbers)
         _layers[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["native"], state["number"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.native = self.layer.native
+        self._register()
+        self.share_weights()
 
     def pe_argument(self, pe: Tensor) -> Tensor | None:
         return pe.detach() if self.layer.positional_dim else None
@@ -244,28 +294,62 @@ class LUTModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, (positions,) *input_shape] -> [batch, (positions,) *output_shape]; converted to float32."""
+        if not isinstance(x, Tensor) or x.is_complex():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise _core.InvalidArgument(f"x is {kind}, expected a torch.Tensor of real numbers")
         shape = self.layer.input_shape
         split = x.ndim - len(shape)
         if split < 1 or tuple(x.shape[split:]) != shape or (self.sequential and split != 2):
             raise _core.InvalidArgument(f"x is {list(x.shape)}, expected [batch, {str(list(shape))[1:-1]}]")
         lead = x.shape[:split]
-        flat = (
-            x.to(torch.float32).reshape(*lead, -1)
-            if self.sequential
-            else x.to(torch.float32).reshape(-1, self.layer._options["inputs"])
+        flat = x.to(torch.float32).reshape(
+            *(lead if self.sequential else (-1,)), self.layer._options["inputs"]
         )
-        y = torch.ops.trivium.lut_forward(
-            flat, self.weight, self.positional_embeddings, self.number, torch.is_grad_enabled()
-        )[0]
+        run = _run_uncompiled if self.layer.policy == "row_sparse" else _run
+        y = run(flat, self.weight, self.positional_embeddings, self.number, torch.is_grad_enabled())
         return y.reshape(*lead, *self.layer.output_shape)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        errors: list[str] = args[-1]
+        before = len(errors)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._rebuild()
+        try:
+            if len(errors) == before:
+                self._rebuild()
+                self.share_weights()
+                return
+        except _core.InvalidArgument:
+            self._restore_structure()
+            raise
+        self._restore_structure()
+
+    def _restore_structure(self) -> None:
+        """After a state that could not be loaded."""
+        for name in ("anchors", "pointers", "targets"):
+            if hasattr(self, name):
+                owner = self.layer if name == "anchors" else self.layer.targets
+                getattr(self, name).copy_(torch.from_numpy(getattr(owner, name)))
 
     def _rebuild(self) -> None:
-        self.layer._build(self.anchors.cpu().numpy(), self.layer.targets)
+        def array(t: Tensor) -> Any:
+            return t.cpu().numpy().copy()
+
+        sparse = self.layer.targets is not None
+        targets = Targets(array(self.pointers), array(self.targets)) if sparse else None
+        self.layer._build(connectivity.as_int32(array(self.anchors), "anchors"), targets)
         self.native = self.layer.native
+
+    def share_weights(self) -> None:
+        """Lets the numpy layer see the memory of the parameters, which some functions of torch replace."""
+        layer = self.layer
+
+        def shared(t: Tensor) -> Any:
+            t = t.detach()
+            return t.numpy() if layer.native.device == "cpu" else _core.Tensor(t, copy=False)
+
+        layer.weight = shared(self.weight)
+        if layer.positional_dim:
+            layer.positional_embeddings = shared(self.positional_embeddings)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LUTModule":
         """What to(), cuda() and cpu() call: the layer goes where the parameters went."""
@@ -276,13 +360,7 @@ class LUTModule(nn.Module):
         if name != layer.native.device:
             layer._options["device"] = name
             self._rebuild()
-
-        def shared(t: Tensor) -> Any:
-            return t.detach().numpy() if name == "cpu" else _core.Tensor(t.detach(), copy=False)
-
-        layer.weight = shared(self.weight)
-        if layer.positional_dim:
-            layer.positional_embeddings = shared(self.positional_embeddings)
+        self.share_weights()
         return self
 
 

@@ -46,12 +46,26 @@ class LUTTransformer(nn.Module):
         self.dropout = nn.Dropout(self.model.dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        z = self.embedding[tokens]
+        z = nn.functional.embedding(self._checked(tokens), self.embedding)
         for i, attention in enumerate(self.attention):
             z = z + self._normal(self.attention_norms, i, self.dropout(attention(z)))
             if len(self.ffn):
                 z = z + self._normal(self.ffn_norms, i, self.dropout(self.ffn[i](z)))
         return self.unembedder(z)
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        context, vocab = self.model.config["context_size"], self.model.config["vocab_size"]
+        if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
+            raise InvalidArgument(f"tokens are {tokens.dtype}, expected integers")
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context:
+            raise InvalidArgument(f"tokens are {list(tokens.shape)}, expected [batch, 1 to {context}]")
+        tokens = tokens.long()
+        # On a device torch's own check does it, without waiting for the values.
+        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+            low, high = tokens.min().item(), tokens.max().item()
+            if not 0 <= low <= high < vocab:
+                raise InvalidArgument(f"tokens are {low} to {high}, expected 0 to {vocab - 1}")
+        return tokens
 
     def _normal(self, norms: nn.ModuleList, i: int, y: Tensor) -> Tensor:
         return norms[i](y.flatten(0, 1)).view_as(y) if len(norms) else y
@@ -62,6 +76,9 @@ class LUTTransformer(nn.Module):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a model folder that trivium.load and getp run."""
+        for module in self.modules():
+            if isinstance(module, LUTModule):
+                module.share_weights()
         with torch.no_grad():
             self.model.embedding[...] = self.embedding.cpu().numpy()
             for ours, arrays in (

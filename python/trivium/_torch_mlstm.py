@@ -9,19 +9,17 @@ torch.Size([1, 2, 100, 16])
 
 from typing import Any
 
+import torch
+
 from . import mlstm
 from ._core import InvalidArgument, MlstmOptions
-
-try:
-    import torch
-except ImportError as error:
-    raise ImportError(f"trivium.torch needs torch, which cannot be imported: {error}") from error
+from ._torch_lut import _torch
 
 __all__ = ["mLSTMLayer", "mlstm_chunkwise", "mlstm_step"]
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
-    return [torch.from_dlpack(v) for v in values]
+    return [_torch(v) for v in values]
 
 
 def _empty(like: torch.Tensor) -> torch.Tensor:
@@ -35,8 +33,8 @@ def _device_of(t: torch.Tensor) -> Any:
 
 
 def _detached(*values: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """For DLPack; an empty tensor stands for an absent one."""
-    return [None if v is None or v.numel() == 0 else v.detach() for v in values]
+    """For DLPack."""
+    return [None if v is None else v.detach() for v in values]
 
 
 @torch.library.custom_op("trivium::mlstm_forward", mutates_args=())
@@ -71,7 +69,8 @@ def _(q, k, v, i, f, c0, n0, m0, return_last_states, eps, chunk_size, qk_scale, 
     b, nh, s, dqk = q.shape
     gate = [q.new_empty((b, nh, s), dtype=torch.float32) for _ in range(3)]
     shapes = [(b, nh, dqk, v.shape[3]), (b, nh, dqk), (b, nh)] if return_last_states else [(0,)] * 3
-    return (torch.empty_like(v), *gate, *(q.new_empty(shape, dtype=torch.float32) for shape in shapes))
+    h = torch.empty_like(v, memory_format=torch.contiguous_format)
+    return (h, *gate, *(q.new_empty(shape, dtype=torch.float32) for shape in shapes))
 
 
 @torch.library.custom_op("trivium::mlstm_backward", mutates_args=())
@@ -135,7 +134,10 @@ def _backward(
 
 @_backward.register_fake
 def _(q, k, v, i, f, c0, n0, m0, n_out, m_out, nt, dh, dc, dn, eps, chunk_size, qk_scale, grad_mode):  # type: ignore[no-untyped-def]
-    state = [_empty(n_out) if t is None else torch.empty_like(t) for t in (c0, n0, m0)]
+    state = [
+        _empty(n_out) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in (c0, n0, m0)
+    ]
     return (*(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v, i, f)), *state)
 
 
@@ -220,7 +222,7 @@ def mlstm_step(
 ) -> torch.Tensor:
     """One token without gradients: q, k [B, NH, DHQK], v [B, NH, DHHV], i, f [B, NH] or [B, NH, 1] -> [B, NH, DHHV].
 
-    The state c, n and m is updated in place."""
+    The state c, n and m is updated in place, which autograd's version counters show."""
     i, f = (g.detach().reshape(q.shape[:2]) for g in (i, f))
     with _device_of(q):
         h = mlstm.recurrent_step(
@@ -235,7 +237,9 @@ def mlstm_step(
             qk_scale,
             eps,
         )
-        return torch.from_dlpack(h)
+        for t in (c, n, m):
+            torch.autograd.graph.increment_version(t)
+        return _torch(h)
 
 
 class mLSTMLayer(torch.nn.Module):
@@ -258,6 +262,11 @@ class mLSTMLayer(torch.nn.Module):
     ) -> None:
         super().__init__()
         qk_dim, v_dim = int(embedding_dim * qk_dim_factor), int(embedding_dim * v_dim_factor)
+        if num_heads < 1 or qk_dim < num_heads or v_dim < num_heads:
+            raise InvalidArgument(
+                f"mLSTMLayer: embedding_dim is {embedding_dim} and num_heads {num_heads}, which make "
+                f"{qk_dim} dimensions of q and k and {v_dim} of v, expected at least one a head"
+            )
         if qk_dim % num_heads or v_dim % num_heads:
             raise InvalidArgument(f"mLSTMLayer: {num_heads} heads do not divide {qk_dim} and {v_dim}")
         self.num_heads, self.norm_eps, self.eps = num_heads, norm_eps, eps
@@ -293,10 +302,14 @@ class mLSTMLayer(torch.nn.Module):
         self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(y, state after the sequence)"""
+        if x.ndim != 3 or x.shape[2] != self.q.in_features:
+            raise InvalidArgument(
+                f"mLSTMLayer: x is {list(x.shape)}, expected [batch, positions, {self.q.in_features}]"
+            )
         b, s, _ = x.shape
 
         def heads(linear: torch.nn.Linear) -> torch.Tensor:
-            return linear(x).view(b, s, self.num_heads, -1).transpose(1, 2)
+            return linear(x).view(b, s, self.num_heads, linear.out_features // self.num_heads).transpose(1, 2)
 
         c, n, m = (None, None, None) if state is None else state
         h, state = mlstm_chunkwise(
@@ -314,7 +327,7 @@ class mLSTMLayer(torch.nn.Module):
             grad_mode=self.grad_mode,
         )
         h = torch.nn.functional.layer_norm(h.float(), h.shape[-1:], eps=self.norm_eps).to(x.dtype)
-        h = h.transpose(1, 2).reshape(b, s, -1) * self.multihead_norm.weight
+        h = h.transpose(1, 2).flatten(2) * self.multihead_norm.weight
         if hasattr(self.multihead_norm, "bias"):
             h = h + self.multihead_norm.bias
         return self.out_proj(torch.sigmoid(self.ogate_preact(x)) * h), state

@@ -1,6 +1,5 @@
 """Loading models, and generating with them."""
 
-import difflib
 import json
 import os
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from . import _core
+from ._arguments import is_single, parse_ids, parse_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,26 +33,13 @@ class GenerateOptions(TypedDict, total=False):
     temp: float
 
 
-_DEFAULTS: dict[str, Any] = {
-    "max_tokens": 256,
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "seed": 0,
-    "stop": None,
-    "ignore_eos": False,
-}
-_ALIASES = {"max_new_tokens": "max_tokens", "temp": "temperature"}
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """What one prompt produced. `tokens` includes the stop id; `text` is None for a model without tokenizer."""
 
     text: str | None
     tokens: list[int]
-    finish_reason: str  # "stop", "length" or, in a list of results, "error"
+    finish_reason: str  # "stop", "length"; in a list of results "error"; of an unfinished stream "cancelled"
     prompt_tokens: int
     timings: dict[str, float]  # of the whole call: seconds, tokens_per_second (generated, all prompts)
     error: str | None = None
@@ -162,9 +149,9 @@ class Model:
         generated_tokens) is called at most ten times a second. Ctrl-C raises KeyboardInterrupt and leaves the
         model usable.
         """
-        single = _is_single(prompt)
+        single = is_single(prompt)
         prompts: list[Any] = [prompt] if single else list(prompt)
-        settings = _settings(options)
+        settings = parse_options(options)
         requests = [self._request(p, settings) for p in prompts]
         start = time.perf_counter()
         results = self._engine.generate(requests, on_progress)
@@ -176,8 +163,10 @@ class Model:
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """Continues one prompt token by token: an iterator of Pieces."""
+        if not is_single(prompt) and len(prompt):
+            raise TypeError(f"stream: the prompt is {prompt!r}, expected one text or a list of token ids")
         return Stream(
-            self._engine.stream(self._request(prompt, _settings(options))), self.tokenizer is not None
+            self._engine.stream(self._request(prompt, parse_options(options))), self.tokenizer is not None
         )
 
     def chat(
@@ -196,9 +185,11 @@ class Model:
         messages are instructions. `current_date` ("2025-06-28") makes the prompt independent of today.
         """
         self._need_tokenizer("chat")
+        if isinstance(messages, (str, bytes, Mapping)):
+            raise TypeError(f"chat: messages are {messages!r}, expected a list of messages")
         rendered = [_harmony_message(m) for m in messages]
         request = self._engine.chat_request(rendered, reasoning, current_date or "")
-        self._apply(request, _settings(options))
+        self._apply(request, parse_options(options))
         start = time.perf_counter()
         result = self._engine.generate([request], on_progress)[0]
         if result.error:
@@ -216,7 +207,7 @@ class Model:
 
     def logits(self, token_ids: Sequence[int]) -> "np.ndarray":
         """Logits after each token: float32 [T, vocab_size]."""
-        return self._engine.logits(_ids(token_ids)).numpy()
+        return self._engine.logits(parse_ids(token_ids)).numpy()
 
     def __repr__(self) -> str:
         return f"trivium.Model({self._info['path']!r}, device={self.device!r}, precision={self.precision!r})"
@@ -233,13 +224,12 @@ class Model:
             text = prompt.encode("utf-8", "replace") if isinstance(prompt, str) else prompt
             request = self._engine.text_request(text)
         else:
-            request = self._engine.ids_request(_ids(prompt))
+            request = self._engine.ids_request(parse_ids(prompt))
         self._apply(request, settings)
         return request
 
     def _apply(self, request: "_core.Request", settings: dict[str, Any]) -> None:
-        stop = settings["stop"]
-        request.stop = [stop] if isinstance(stop, str) else list(stop or [])
+        request.stop = settings["stop"]
         if request.stop:
             self._need_tokenizer("stop strings")
         request.max_tokens = -1 if settings["max_tokens"] is None else settings["max_tokens"]
@@ -272,6 +262,8 @@ def load(
         name = next(iter(unknown))
         hint = '; use device="auto"' if name == "device_map" else ""
         raise TypeError(f"load() has no option {name!r}{hint}")
+    if kv_dtype not in (None, "float32", "bfloat16"):
+        raise _core.InvalidArgument(f"kv_dtype is {kv_dtype!r}, expected 'float32', 'bfloat16' or None")
     engine = _core.load(
         _resolve(os.fspath(path)),
         device=device,
@@ -299,43 +291,6 @@ def _resolve(path: str) -> str:
     return str(snapshot) if snapshot.is_dir() else path
 
 
-def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults with `options` over them, under their canonical names and checked."""
-    settings = dict(_DEFAULTS)
-    for name, value in options.items():
-        canonical = _ALIASES.get(name, name)
-        if canonical not in settings:
-            near = difflib.get_close_matches(name, [*_DEFAULTS, *_ALIASES], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"generation has no option {name!r}{hint}")
-        if canonical != name and canonical in options:
-            raise TypeError(f"{name!r} is an alias of {canonical!r}: give one of them")
-        settings[canonical] = value
-    _check_range("temperature", settings["temperature"], settings["temperature"] >= 0, "at least 0")
-    _check_range("top_p", settings["top_p"], 0 <= settings["top_p"] <= 1, "in [0, 1]")
-    _check_range("min_p", settings["min_p"], 0 <= settings["min_p"] <= 1, "in [0, 1]")
-    _check_range("top_k", settings["top_k"], 0 <= settings["top_k"] < 2**31, "in [0, 2^31)")
-    _check_range("seed", settings["seed"], 0 <= settings["seed"] < 2**64, "in [0, 2^64)")
-    limit = settings["max_tokens"]
-    _check_range("max_tokens", limit, limit is None or 0 <= limit < 2**62, "at least 0, or None")
-    return settings
-
-
-def _check_range(name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise _core.InvalidArgument(f"{name} is {value!r}, expected {expected}")
-
-
-def _is_single(prompt: Any) -> bool:
-    if isinstance(prompt, (str, bytes)):
-        return True
-    return len(prompt) > 0 and hasattr(prompt[0], "__index__") and getattr(prompt, "ndim", 1) == 1
-
-
-def _ids(ids: Any) -> list[int]:
-    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
-
-
 def _timings(start: float, results: "Sequence[_core.Result]") -> dict[str, float]:
     seconds = time.perf_counter() - start
     tokens = sum(len(r.tokens) for r in results)
@@ -357,12 +312,19 @@ _MESSAGE_FIELDS = ("role", "content", "channel", "recipient", "content_type")
 
 
 def _harmony_message(message: Message) -> "_core.HarmonyMessage":
+    if not isinstance(message, Mapping):
+        raise TypeError(f"chat: a message is {message!r}, expected a mapping with role and content")
     for field in ("role", "content"):
         if field not in message:
             raise _core.InvalidArgument(f"chat: a message has no {field!r}: {dict(message)!r}")
     content = message["content"]
-    if not isinstance(content, str):  # a list of parts, {"type": "text", "text": ...}
+    if isinstance(content, (list, tuple)):  # of parts, {"type": "text", "text": ...}
+        for part in content:
+            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+                raise TypeError(f"chat: a part of a content is {part!r}, expected one with a text")
         content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise TypeError(f"chat: a content is {content!r}, expected a string or a list of text parts")
     out = _core.HarmonyMessage()
     for field in _MESSAGE_FIELDS:
         setattr(out, field, content if field == "content" else message.get(field) or "")

@@ -254,6 +254,22 @@ TEST(LutErrors, SavedTensorsOfOtherLengthsAreRefused) {
   expect_error([&] { c.backward(saved); }, {"gy is [2, 5, 4]", "[2, 6, 4]"});
 }
 
+TEST(LutErrors, SavedTensorsAndCachesOfOtherLayersAreRefused) {
+  const LutCase wide(sequence_layer(5, 3, 2, 2, 4, 6), 2, 1), few(sequence_layer(5, 3, 1, 4, 4, 6), 2, 1);
+  const auto saved = wide.forward().saved;  // as many cells, but earlier positions take other bits
+  EXPECT_EQ(wide.layer->cells(), few.layer->cells());
+  expect_error([&] { few.backward(saved); }, {"2 anchors and positional_dim 2", "expected 1 and 4"});
+  const LutCase four(sequence_layer(5, 4, 2, 2, 4, 6), 2, 1);
+  auto cache = lut::make_cache(*wide.layer, 1);
+  for (const LutCase* other : {&few, &four})
+    expect_error(
+        [&] {
+          lut::decode(*other->layer, other->weights(), Tensor::zeros({1, 5}, Dtype::f32, test_device()),
+                      other->embeddings(), host_i32({1}, {0}), host_i32({1}, {0}), cache, *other->work);
+        },
+        {"the cache is of a layer with other tables, anchors"});
+}
+
 TEST(LutErrors, DecodeArguments) {
   const LutCase c(sequence_layer(5, 3, 2, 0, 4, 6), 2, 1);
   expect_error([&] { lut::make_cache(*c.layer, 0); }, {"slots is 0"});

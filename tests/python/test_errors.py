@@ -139,3 +139,22 @@ print(trivium.num_threads())
         f'TRIVIUM_NUM_THREADS is "{value}", expected an integer from 1 to 1024',
         "2",
     ]
+
+
+def test_thread_counts_below_zero_are_refused():
+    before = trivium.num_threads()
+    with pytest.raises(trivium.InvalidArgument, match="n is -1"):
+        trivium.set_num_threads(-1)
+    assert trivium.num_threads() == before
+
+
+@pytest.mark.parametrize("family", ["moe", "lut", "xlstm"])
+def test_kv_dtypes_are_checked_at_load(family):
+    with pytest.raises(trivium.InvalidArgument, match="kv_dtype is 'int8'"):
+        trivium.load(trivium.demo_model(family), kv_dtype="int8")
+
+
+def test_the_torch_functions_say_that_torch_is_missing():
+    code = "import sys; sys.modules['torch'] = None; import trivium.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "trivium.torch needs torch" in done.stderr

@@ -1,6 +1,7 @@
 """Tensor: exchange with other array libraries, without copies and with the right lifetimes."""
 
 import array
+import ctypes
 import gc
 import subprocess
 import sys
@@ -292,3 +293,37 @@ def test_len_and_repr():
     assert "float32" in repr(t) and "[3, 2]" in repr(t)
     with pytest.raises(TypeError):
         len(trivium.Tensor(1.0))
+
+
+def test_ctypes_arrays_whose_buffers_have_no_strides():
+    rows = ((ctypes.c_long * 3) * 2)((1, 2, 3), (4, 5, 6))
+    t = trivium.Tensor(rows)
+    assert (t.dtype, t.shape, t.strides) == ("int64", (2, 3), (3, 1))
+    np.testing.assert_array_equal(t.numpy(), [[1, 2, 3], [4, 5, 6]])
+    t.numpy()[1, 2] = 7
+    assert rows[1][2] == 7
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f2", ">f8", ">i8", ">u4"])
+def test_arrays_of_the_other_byte_order_are_copied(dtype):
+    a = np.arange(6, dtype=dtype).reshape(2, 3)
+    t = trivium.Tensor(a)
+    assert t.dtype == a.dtype.name
+    np.testing.assert_array_equal(t.numpy(), a)
+
+
+def test_what_is_no_array_is_named():
+    capsule = trivium.Tensor(np.ones(2, np.float32)).__dlpack__()
+
+    class Used:
+        def __dlpack__(self, **kwargs):
+            return capsule
+
+    trivium.Tensor(Used())
+    with pytest.raises(BufferError, match="unused DLPack capsule"):
+        trivium.Tensor(Used())
+    for value, name in ((None, "NoneType"), ({}, "dict"), ("abc", "str"), (["a"], "list")):
+        with pytest.raises(TypeError, match=f"not {name}"):
+            trivium.Tensor(value)
+    with pytest.raises(BufferError, match="uint8/16/32"):
+        trivium.Tensor(np.ones(2, np.uint64))

@@ -1,6 +1,7 @@
 """Which inputs a detector may compare and which outputs it reaches: grids, windows, random rectangles."""
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,30 @@ class Targets(NamedTuple):
     targets: np.ndarray  # int32
 
 
+def integer(value: Any, name: str) -> int:
+    """`value` as an int; what is not a whole number by its type is refused, not rounded."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name} is {value!r}, expected an integer") from None
+
+
+def as_int32(array: Any, name: str) -> np.ndarray:
+    """A contiguous int32 array of the integers in `array`, which must fit."""
+    array = np.asarray(array)
+    limits = np.iinfo(np.int32)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise InvalidArgument(f"{name} are {array.dtype} {list(array.shape)}, expected integers")
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise InvalidArgument(f"{name} are {array.min()} to {array.max()}, expected at most 32 bits")
+    return np.ascontiguousarray(array, np.int32)
+
+
 def generator(seed: int | None, stream: int) -> np.random.Generator:
     """A counter-based generator (Philox 4x64) for one tensor of a layer; None draws a fresh seed."""
     if seed is None:
         return np.random.Generator(np.random.Philox())
+    seed = integer(seed, "random_seed")
     if not 0 < seed < 2**63:
         raise InvalidArgument(f"random_seed is {seed}, expected 1 to 2^63 - 1, or None for a fresh one")
     return np.random.Generator(np.random.Philox(key=[seed, stream]))
@@ -37,7 +58,7 @@ def sample_anchors(
 
     exact: no pair twice in a detector; pad fills up with unused pairs (-1) where there are too few.
     """
-    if num_pairs < 1:
+    if integer(num_pairs, "n_anchors_per_detector") < 1:
         raise InvalidArgument(f"n_anchors_per_detector is {num_pairs}, expected at least 1")
     anchors = np.full((len(inputs), num_pairs, 2), -1, np.int32)
     for t, allowed in enumerate(inputs):
@@ -56,11 +77,14 @@ def sample_anchors(
     return anchors
 
 
-def as_pair(value: int | Pair, name: str) -> Pair:
-    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
-    if len(pair) != 2 or any(v < 1 for v in pair):
-        raise InvalidArgument(f"{name} is {value}, expected one or two integers of at least 1")
-    return int(pair[0]), int(pair[1])
+def as_pair(value: Any, name: str) -> Pair:
+    try:
+        first, second = map(operator.index, value if isinstance(value, tuple | list) else (value, value))
+    except (TypeError, ValueError):
+        first = second = 0
+    if first < 1 or second < 1:
+        raise InvalidArgument(f"{name} is {value!r}, expected one or two integers of at least 1")
+    return first, second
 
 
 class Windows(NamedTuple):

@@ -1,5 +1,6 @@
 """LUT layers on numpy arrays: structure, weights and gradients; the arithmetic is native."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ class SynapseMeta:
     initial_noise_level: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not hasattr(value, "__float__") or not math.isfinite(value):
+                raise InvalidArgument(f"{name} is {value!r}, expected a finite number")
         if not self.min_weight <= self.max_weight:
             raise InvalidArgument(f"min_weight is {self.min_weight}, above max_weight {self.max_weight}")
         if not self.min_weight <= self.initial_weight <= self.max_weight:
@@ -98,19 +102,12 @@ class LUTLayerBasic:
         random_seed: int | None = None,
         device: str = "cpu",
     ) -> None:
-        self.input_shape, self.output_shape = tuple(input_shape), tuple(output_shape)
-        if (sequence_length > 1) != (positional_dim is not None):
-            raise InvalidArgument(
-                f"positional_dim is {positional_dim}, expected a number exactly when sequence_length ({sequence_length}) > 1"
-            )
-        if not concatenation_product and sequence_length < 2:
-            raise InvalidArgument(
-                f"concatenation_product is False with sequence_length {sequence_length}, expected at least 2"
-            )
-        if sliced_product_mode and concatenation_product:
-            raise InvalidArgument(
-                "sliced_product_mode is True, expected concatenation_product=False beside it"
-            )
+        integer = connectivity.integer
+        self.input_shape = tuple(integer(n, "input_shape") for n in input_shape)
+        self.output_shape = tuple(integer(n, "output_shape") for n in output_shape)
+        sequence_length = integer(sequence_length, "sequence_length")
+        positional_dim = None if positional_dim is None else integer(positional_dim, "positional_dim")
+        self._check_sequence(sequence_length, positional_dim, concatenation_product, sliced_product_mode)
         if summation not in ("float32", "int32"):
             raise InvalidArgument(f"summation is {summation!r}, expected 'float32' or 'int32'")
         if summation == "int32" and not int_rescaler > 0:
@@ -135,16 +132,36 @@ class LUTLayerBasic:
             cmp_eps=cmp_eps,
             learning_rate=self.synapse_meta.learning_rate,
             int_rescaler=int_rescaler if summation == "int32" else 0.0,
-            group_size=group_size,
+            group_size=integer(group_size, "group_size"),
             device=device,
         )
-        self._build(np.ascontiguousarray(anchors, np.int32), targets)
+        self._build(connectivity.as_int32(anchors, "anchors"), targets)
         self._initialise(random_seed, do_normalise_weights)
         self._saved: _core.LutSaved | None = None
         self._x_shape: tuple[int, ...] = ()
         self._hook: Callable[[Any], float] | None = None
         self.weight_gradient: np.ndarray | RowGradient | None = None
         self.positional_gradient: np.ndarray | None = None
+
+    @staticmethod
+    def _check_sequence(
+        sequence_length: int,
+        positional_dim: int | None,
+        concatenation_product: bool,
+        sliced_product_mode: bool,
+    ) -> None:
+        if (sequence_length > 1) != (positional_dim is not None):
+            raise InvalidArgument(
+                f"positional_dim is {positional_dim}, expected a number exactly when sequence_length ({sequence_length}) > 1"
+            )
+        if not concatenation_product and sequence_length < 2:
+            raise InvalidArgument(
+                f"concatenation_product is False with sequence_length {sequence_length}, expected at least 2"
+            )
+        if sliced_product_mode and concatenation_product:
+            raise InvalidArgument(
+                "sliced_product_mode is True, expected concatenation_product=False beside it"
+            )
 
     @staticmethod
     def _check_policy(policy: str, normalized: bool, summation: str) -> None:
@@ -156,11 +173,29 @@ class LUTLayerBasic:
             raise InvalidArgument("summation 'int32' cannot go with the internal policy")
 
     def _build(self, anchors: np.ndarray, targets: Targets | None) -> None:
+        self.native = self._make_native(anchors, targets)
         self.anchors, self.targets = anchors, targets
+
+    def _make_native(self, anchors: np.ndarray, targets: Targets | None) -> "_core.LutLayer":
         sparse: dict[str, Any] = {}
         if targets is not None:
             sparse = {"pointers": targets.pointers, "targets": targets.targets}
-        self.native = _core.LutLayer(anchors=anchors, **sparse, **self._options)
+        return _core.LutLayer(anchors=anchors, **sparse, **self._options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy or a pickle: native objects stay behind, and with them what a forward saved."""
+        state = self.__dict__ | {"_saved": None}
+        del state["native"]
+        for name in ("weight", "positional_embeddings"):
+            state[name] = None if state[name] is None else _on_host(state[name])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._build(self.anchors, self.targets)
+        for name in ("weight", "positional_embeddings"):
+            if state[name] is not None:
+                setattr(self, name, self._on_device(state[name]))
 
     def _initialise(self, seed: int | None, normalise: bool) -> None:
         meta, shape = self.synapse_meta, self.native.weight_shape
@@ -198,6 +233,8 @@ class LUTLayerBasic:
         """hook(weight) gives the step of an internal update; it is called once per backward."""
         if hook is not None and self.policy != "internal":
             raise InvalidArgument(f"a learning rate hook goes with the internal policy, not {self.policy}")
+        if hook is not None and not callable(hook):
+            raise InvalidArgument(f"the learning rate hook is {hook!r}, expected a function of the weight")
         self._hook = hook
 
     def forward(self, x: Any, training: bool = True) -> Any:
@@ -206,6 +243,8 @@ class LUTLayerBasic:
         Non-sequential layers take any leading dimensions as batch.
         """
         lead, flat = self._flatten(x, self.input_shape, "x")
+        if training and self.native.device == "cpu" and self._options["mode"] in ("product", "sliced"):
+            flat = flat.copy()  # backward reads x again, when the caller may have changed it
         y, saved = self.native.forward(self.weight, flat, self.positional_embeddings, training=training)
         self._saved, self._x_shape = (saved if training else None), lead
         return self._unflatten(y, (*lead, *self.output_shape))
@@ -259,6 +298,8 @@ class LUTLayerBasic:
 
     def _flatten(self, x: Any, shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], Any]:
         if not isinstance(x, Tensor):
+            if np.iscomplexobj(x):
+                raise InvalidArgument(f"{name} is complex, expected real numbers")
             x = np.ascontiguousarray(x, np.float32)
         split = x.ndim - len(shape)
         rank = 2 if self.sequence_length > 1 else None
@@ -290,17 +331,19 @@ class LUTLayerBasic:
         arrays = {name: np.array(value) for name, value in state.items()}
         targets = Targets(arrays["pointers"], arrays["targets"]) if self.targets is not None else None
         weight, pe = arrays["weight"], arrays.get("positional_embeddings")
-        if arrays["anchors"].shape != self.anchors.shape:
-            raise InvalidArgument(f"anchors are {arrays['anchors'].shape}, expected {self.anchors.shape}")
-        self._build(np.ascontiguousarray(arrays["anchors"], np.int32), targets)
+        anchors = connectivity.as_int32(arrays["anchors"], "anchors")
+        if anchors.shape != self.anchors.shape:
+            raise InvalidArgument(f"anchors are {anchors.shape}, expected {self.anchors.shape}")
+        native = self._make_native(anchors, targets)
         for name, array, shape in (
-            ("weight", weight, self.native.weight_shape),
-            ("positional_embeddings", pe, self.native.pe_shape),
+            ("weight", weight, native.weight_shape),
+            ("positional_embeddings", pe, native.pe_shape),
         ):
             if array is not None and (array.shape != tuple(shape) or array.dtype != np.float32):
                 raise InvalidArgument(
                     f"{name} is {array.dtype} {array.shape}, expected float32 {tuple(shape)}"
                 )
+        self.native, self.anchors, self.targets, self._saved = native, anchors, targets, None
         self.weight = self._on_device(weight)
         self.positional_embeddings = None if pe is None else self._on_device(pe)
 
@@ -326,6 +369,8 @@ class LUTLayer(LUTLayerBasic):
         random_seed: int | None = None,
         **options: Any,
     ) -> None:
+        for name, value in (("n_inputs", n_inputs), ("n_detectors", n_detectors), ("n_outputs", n_outputs)):
+            connectivity.integer(value, name)
         if n_detectors < 1:
             raise InvalidArgument(f"n_detectors is {n_detectors}, expected at least 1")
         product = options.get("sequence_length", 1) > 1 and not options.get("concatenation_product", True)

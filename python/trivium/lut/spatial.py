@@ -97,10 +97,12 @@ class ProjectionLUTLayer(LUTLayerBasic):
             ("input", input_sparsity_mask, shape),
             ("output", output_sparsity_mask, out),
         ):
-            if mask is not None and (mask.shape != grid or mask.dtype != bool):
-                raise InvalidArgument(
-                    f"{name}_sparsity_mask is {mask.dtype} {mask.shape}, expected bool {grid}"
-                )
+            _check_mask(f"{name}_sparsity_mask", mask, grid)
+        for name, count in (
+            ("n_detector_groups", n_detector_groups),
+            ("n_detectors_in_group", n_detectors_in_group),
+        ):
+            connectivity.integer(count, name)
         if n_detector_groups < 1 or n_detectors_in_group < 1:
             raise InvalidArgument(
                 f"n_detector_groups is {n_detector_groups} and n_detectors_in_group {n_detectors_in_group}, expected at least 1"
@@ -120,3 +122,12 @@ class ProjectionLUTLayer(LUTLayerBasic):
             lists += [reached] * n_detectors_in_group
         anchors = connectivity.sample_anchors(rng, views, n_anchors_per_detector)
         super().__init__(shape, out, anchors, connectivity.join(lists), random_seed=random_seed, **options)
+
+
+def _check_mask(name: str, mask: Any, grid: tuple[int, int]) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, np.ndarray):
+        raise InvalidArgument(f"{name} is a {type(mask).__name__}, expected an array of bool {grid}")
+    if mask.shape != grid or mask.dtype != bool:
+        raise InvalidArgument(f"{name} is {mask.dtype} {mask.shape}, expected bool {grid}")

@@ -15,6 +15,11 @@ from .batch_norm import BatchNorm
 from .layers import LUTLayer, LUTLayerBasic, SynapseMeta
 
 END_OF_TEXT = 256  # id of the end token, for vocabularies that have one beside the 256 bytes
+# What config.json says of a model, and what it may leave out.
+_SIZES = frozenset(
+    "vocab_size embedding_dim context_size positional_dim num_layers num_heads n_detectors n_anchors_per_detector".split()
+)
+_CHOICES = frozenset("n_anchors_per_detector_attention no_ffn use_batch_norm unified_pe cmp_eps".split())
 
 
 class LUTTransformer:
@@ -57,8 +62,10 @@ class LUTTransformer:
             ("positional_dim", positional_dim, 0),
             ("num_layers", num_layers, 0),
             ("num_heads", num_heads, 1),
+            ("n_detectors", n_detectors, 1),
+            ("n_anchors_per_detector", n_anchors_per_detector, 1),
         ):
-            if value < least:
+            if connectivity.integer(value, name) < least:
                 raise InvalidArgument(f"{name} is {value}, expected at least {least}")
         if not 0 <= dropout < 1:
             raise InvalidArgument(f"dropout is {dropout}, expected 0 up to 1")
@@ -146,6 +153,8 @@ class LUTTransformer:
         context, vocab = self.config["context_size"], self.config["vocab_size"]
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context:
             raise InvalidArgument(f"tokens are {list(tokens.shape)}, expected [batch, 1 to {context}]")
+        if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
+            raise InvalidArgument(f"tokens are {tokens.dtype}, expected integers")
         if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab):
             raise InvalidArgument(f"tokens are {tokens.min()} to {tokens.max()}, expected 0 to {vocab - 1}")
         self._masks = []
@@ -230,19 +239,34 @@ class LUTTransformer:
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu", **options: Any) -> "LUTTransformer":
         """A model saved with save(); options are those of training (policy, dropout)."""
         path = Path(folder)
+        if twice := sorted(set(options) & (_SIZES | _CHOICES)):
+            raise InvalidArgument(f"options are {twice}, which the folder's config.json gives")
         try:
-            config = json.loads((path / "config.json").read_text())
-        except FileNotFoundError:
-            raise _core.ModelFormatError(f'no config.json in "{path}"') from None
-        if config.get("model_type") != "lut_transformer":
-            raise _core.ModelFormatError(
-                f'{path}: model_type is {config.get("model_type")!r}, expected "lut_transformer"'
-            )
-        for key in ("model_type", "architectures", "eos_token_id"):
-            config.pop(key, None)
-        model = cls(**config, device=device, **options)
+            model = cls(**_read_config(path), device=device, **options)
+        except InvalidArgument as error:
+            raise _core.ModelFormatError(f"{path / 'config.json'}: {error}") from None
         model.load_state_dict(_core.load_safetensors(path / "model.safetensors"))
         return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The arguments in a saved model's config.json."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise _core.ModelFormatError(f'no config.json in "{path}"') from None
+    except ValueError as error:
+        raise _core.ModelFormatError(f"{file}: {error}") from None
+    kind = config.get("model_type") if isinstance(config, dict) else config
+    if kind != "lut_transformer":
+        raise _core.ModelFormatError(f'{path}: model_type is {kind!r}, expected "lut_transformer"')
+    for key in ("model_type", "architectures", "eos_token_id"):
+        config.pop(key, None)
+    missing, unknown = sorted(_SIZES - set(config)), sorted(set(config) - _SIZES - _CHOICES)
+    if missing or unknown:
+        raise _core.ModelFormatError(f"{file}: lacks {missing} and has {unknown}, expected neither")
+    return config
 
 
 def byte_tokenizer(with_end: bool) -> str:
