@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 // The prompt of -i; "-" reads all of stdin, without its last line feed.
 std::string prompt_of(const Options& options) {
   if (options.inputs.front() != "-") return options.inputs.front();
-  std::string text = read_file("/dev/stdin", kMaxPromptBytes);
+  std::string text = read_stdin(kMaxPromptBytes);
   if (text.ends_with('\n')) text.pop_back();
   if (text.ends_with('\r')) text.pop_back();
   return text;
