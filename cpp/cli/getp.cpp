@@ -217,7 +217,7 @@ void Parser::add_machine() {
       throw UsageError{error.what()};
     }
   });
-  integer("--threads", 1, 4096, "CPU threads", [this](int64_t n) { options_.threads = static_cast<int>(n); });
+  integer("--threads", 1, 1024, "CPU threads", [this](int64_t n) { options_.threads = static_cast<int>(n); });
   integer("--window,--odd_win", 0, kMaxInt64,
           "Window of the full-attention layers too; changes results; 0 is none [0]",
           [this](int64_t n) { options_.odd_window = n; });

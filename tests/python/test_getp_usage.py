@@ -46,6 +46,7 @@ def run(*args):
         (["-p", "1.5"], '--top-p is "1.5", expected a number from 0 to 1'),
         (["-b", "0"], '--batch-size is "0"'),
         (["-s", "x"], '--seed is "x"'),
+        (["--threads", "1025"], '--threads is "1025", expected an integer from 1 to 1024'),
         (["-s", "-1"], '--seed is "-1", expected an integer of 0 or more'),
         (["-s", str(2**64)], f"expected an integer from 0 to {2**64 - 1}"),
         (["--stop", ""], '--stop is "", expected a text of at least one character'),
