@@ -219,11 +219,25 @@ def test_a_prompt_comes_from_a_socket_too(model):
     assert process.returncode == 0 and stdout == getp(model, "-i", "Return", *FEW).stdout
 
 
+def wait_until_it_waits(process):
+    """Until getp handles SIGINT, and then for as long as a start takes."""
+    end = time.monotonic() + 30
+    caught = 0
+    while not caught & 1 << (signal.SIGINT - 1):
+        assert process.poll() is None and time.monotonic() < end
+        with open(f"/proc/{process.pid}/status") as status:
+            caught = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt")), 1 << 1)
+        with open(f"/proc/{process.pid}/cmdline", "rb") as line:  # not of the script that starts getp
+            caught *= b"python" not in line.read().split(b"\0")[0]
+        time.sleep(0.01)
+    time.sleep(1)
+    assert process.poll() is None
+
+
 @pytest.mark.parametrize("args", [["generate", "-i", "-"], ["getp", "-i", "-", "-o", "-"], ["chat"]])
 def test_an_interrupt_ends_the_wait_for_input(model, args):
     process = start(args[0], model, *args[1:], stdin=subprocess.PIPE)
-    time.sleep(1)
-    assert process.poll() is None
+    wait_until_it_waits(process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     process.communicate()
@@ -233,7 +247,7 @@ def test_an_interrupt_ends_the_wait_for_a_reader_of_a_fifo(model, prompts, tmp_p
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     process = start("getp", model, "-i", prompts, "-o", fifo, *FEW)
-    time.sleep(1)
+    wait_until_it_waits(process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 143
     process.communicate()
