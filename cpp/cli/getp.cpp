@@ -7,12 +7,14 @@
 #include <filesystem>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/device.h"
 #include "core/registry.h"
 #include "getp/driver.h"
 #include "io/json.h"
+#include "io/tokenizer.h"
 
 namespace {
 
@@ -43,14 +45,17 @@ Mode parse_mode(const std::string& name) {
   throw UsageError{concat("unknown mode \"", name, "\"; there are generate, chat, getp, decode and merge")};
 }
 
-int64_t parse_integer(const std::string& name, const std::string& text, int64_t min, int64_t max) {
-  int64_t value = 0;
+template <class T = int64_t>
+T parse_integer(const std::string& name, const std::string& text, std::type_identity_t<T> min,
+                std::type_identity_t<T> max) {
+  T value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   const bool good = error == std::errc() && end == text.data() + text.size() && !text.empty();
   if (good && value >= min && value <= max) return value;
   throw UsageError{concat(name, " is \"", text, "\", expected an integer ",
-                          max == std::numeric_limits<int64_t>::max() ? concat("of ", min, " or more")
-                                                                     : concat("from ", min, " to ", max))};
+                          max == std::numeric_limits<T>::max() && error != std::errc::result_out_of_range
+                              ? concat("of ", min, " or more")
+                              : concat("from ", min, " to ", max))};
 }
 
 float parse_number(const std::string& name, const std::string& text, double max) {
@@ -161,8 +166,10 @@ void Parser::add_generation() {
           [this](int64_t n) { options_.sampling.top_k = static_cast<int32_t>(n); });
   number("--min-p", 1, "Only tokens this likely relative to the first; 0 is off [0]",
          options_.sampling.min_p);
-  integer("-s,--seed", 0, kMaxInt64, "Seed of sampling [0]",
-          [this](int64_t n) { options_.sampling.seed = static_cast<uint64_t>(n); });
+  text("-s,--seed", "Seed of sampling [0]", [this](const std::string& value) {
+    options_.sampling.seed =
+        parse_integer<uint64_t>("--seed", value, 0, std::numeric_limits<uint64_t>::max());
+  })->type_name("N");
   app_.add_option("--stop", options_.stop, "Stop before this text (may be repeated)")
       ->expected(1)
       ->allow_extra_args(false)
@@ -210,7 +217,7 @@ void Parser::add_machine() {
       throw UsageError{error.what()};
     }
   });
-  integer("--threads", 1, 4096, "CPU threads", [this](int64_t n) { options_.threads = static_cast<int>(n); });
+  integer("--threads", 1, 1024, "CPU threads", [this](int64_t n) { options_.threads = static_cast<int>(n); });
   integer("--window,--odd_win", 0, kMaxInt64,
           "Window of the full-attention layers too; changes results; 0 is none [0]",
           [this](int64_t n) { options_.odd_window = n; });
@@ -314,6 +321,10 @@ void Parser::check_complete() const {
   if (mode == Mode::doctor) return;
   if (mode == Mode::decode && options_.model.empty() && options_.tokenizer.empty())
     throw UsageError{"decode needs a tokenizer: give -z FILE or a model folder"};
+  for (const std::string& stop : options_.stop)
+    if (stop.empty() || trivium::io::sanitize_utf8(stop) != stop)
+      throw UsageError{concat("--stop is \"", trivium::printable(stop), "\", expected a text",
+                              stop.empty() ? " of at least one character" : " in valid UTF-8")};
   if (options_.model.empty() && mode != Mode::decode && mode != Mode::merge)
     throw UsageError{"no model given: name its folder, e.g. getp gpt-oss-20b -i \"Hello\" (getp --help)"};
   if (options_.inputs.empty() && mode != Mode::chat)

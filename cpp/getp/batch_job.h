@@ -42,6 +42,7 @@ class Job {
     std::unique_ptr<Scheduler> scheduler;
   };
 
+  void check_files() const;
   void open_journal();
   MemoryPlan plan(const Model& model, int batch_size, int64_t reserved_bytes) const;
   void plan_before_loading(Device device);

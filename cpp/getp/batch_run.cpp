@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <exception>
 #include <thread>
+#include <utility>
 
 #include "core/log.h"
 #include "getp/batch_job.h"
@@ -60,14 +61,13 @@ void Job::warm_up() {
   open_journal();
   for (Replica& replica : replicas_) {
     cancel_->check();
-    try {
-      make_scheduler(replica, options_.batch_size);
-    } catch (const OutOfMemory& error) {
-      const int smaller = report_.batch_size / 2;
-      if (smaller == 0) throw;
-      warn(concat(error.what(), "; trying batch ", smaller));
-      make_scheduler(replica, smaller);
-    }
+    for (int batch = options_.batch_size; !replica.scheduler;) try {
+        make_scheduler(replica, batch);
+      } catch (const OutOfMemory& error) {
+        batch = std::exchange(report_.batch_size, 0) / 2;
+        if (batch == 0) throw;
+        warn(concat(error.what(), "; trying batch ", batch));
+      }
     replica.model->warm_up();
   }
   report_.warm_up_seconds = seconds_since(start);

@@ -1,5 +1,6 @@
 #include "getp/driver.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -35,6 +36,21 @@ int run_mode(const Options& options) {
       return run_doctor(options);
   }
   return kExitUsage;
+}
+
+// A file that is opened must not become descriptor 0, 1 or 2: what is printed would go into it. A closed one
+// is filled with something that can be neither read nor written, as before.
+void fill_standard_descriptors() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+      throw IoError(concat("descriptor ", fd, " is closed and /dev/null cannot be opened in its place"));
+}
+
+// After an interrupt the shell's prompt starts on a line of its own.
+void end_terminal_line(const Options& options) {
+  const bool streams = options.mode == Mode::generate || options.mode == Mode::chat;
+  if (!streams || ::isatty(STDOUT_FILENO) != 1) return;
+  [[maybe_unused]] const ssize_t written = ::write(STDOUT_FILENO, "\n", 1);
 }
 
 int fail(int code, const char* message) {
@@ -115,8 +131,10 @@ std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel) {
 int run(const Options& options) {
   install_signal_handlers(cancel_token);
   try {
+    fill_standard_descriptors();
     return run_mode(options);
   } catch (const Cancelled&) {
+    end_terminal_line(options);
     return exit_code_of_signal();
   } catch (const UsageError& error) {
     return fail(kExitUsage, error.what());

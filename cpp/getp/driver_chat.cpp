@@ -7,6 +7,7 @@
 #include "getp/files.h"
 #include "getp/job.h"
 #include "getp/session.h"
+#include "getp/terminal.h"
 
 namespace trivium::getp {
 
@@ -19,7 +20,15 @@ constexpr int64_t kChatPositions = 32768;  // of a conversation, when --steps is
 class Writer {
  public:
   Writer(const io::Tokenizer& tokenizer, bool show_reasoning)
-      : parser_(tokenizer), show_reasoning_(show_reasoning), terminal_(::isatty(STDOUT_FILENO) == 1) {}
+      : parser_(tokenizer), show_reasoning_(show_reasoning), colour_(takes_colour(STDOUT_FILENO)) {}
+
+  // An answer that is interrupted must not leave the terminal dimmed.
+  ~Writer() {
+    if (!colour_ || channel_.empty() || channel_ == "final") return;
+    [[maybe_unused]] const ssize_t written = ::write(STDOUT_FILENO, kPlain.data(), kPlain.size());
+  }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
 
   void push(int32_t id) { write(parser_.push(id)); }
   void finish() {
@@ -40,13 +49,13 @@ class Writer {
 
   void change_to(const std::string& channel) {
     if (channel == channel_) return;
-    if (!channel_.empty() && channel_ != "final") print(concat(terminal_ ? kPlain : "", "\n"));
-    if (!channel.empty() && channel != "final") print(concat(terminal_ ? kDim : "", "[", channel, "] "));
+    if (!channel_.empty() && channel_ != "final") print(concat(colour_ ? kPlain : "", "\n"));
+    if (!channel.empty() && channel != "final") print(concat(colour_ ? kDim : "", "[", channel, "] "));
     channel_ = channel;
   }
 
   io::HarmonyParser parser_;
-  bool show_reasoning_, terminal_;
+  bool show_reasoning_, colour_;
   std::string channel_;
   char last_ = '\n';
 };

@@ -7,12 +7,32 @@
 #include "getp/batch_job.h"
 #include "getp/files.h"
 #include "getp/output.h"
+#include "getp/overwrite.h"
 #include "io/hash.h"
 #include "io/json.h"
 
 namespace trivium::getp {
 
+// Nothing that this job reads may be among what it writes.
+void Job::check_files() const {
+  const NamedFile output{"-o", options_.output};
+  const std::vector<NamedFile> read = {{"-i", options_.inputs.front()},
+                                       {"--verify", options_.verify},
+                                       {"--tokenizer", options_.tokenizer},
+                                       {"the model", options_.model}};
+  check_not_overwritten(output, {".tmp", ".journal", ".part", ".part.tmp"}, read);
+  if (!options_.json) return;
+  const NamedFile report{"--json", options_.json_path};
+  check_not_overwritten(report, {".tmp"}, read);
+  check_not_overwritten(report, {}, {output});
+  const int fd = descriptor_of(report.path);
+  if (fd >= 0 && fd == descriptor_of(output.path))
+    throw UsageError(
+        concat("-o ", output.path, " and --json=", report.path, " write to the same place: use --json=FILE"));
+}
+
 void Job::read_inputfile() {
+  check_files();
   check_writable(options_.output);
   if (options_.json) check_writable(options_.json_path);
   if (!options_.verify.empty()) LineReader(options_.verify);  // must be readable
@@ -40,7 +60,8 @@ void Job::open_journal() {
   const bool messages = std::any_of(input_.items.begin(), input_.items.end(),
                                     [](const InputItem& item) { return !item.messages.empty(); });
   const bool plain = is_plain_target(options_.output);
-  const std::string path = options_.output + ".journal";
+  // Beside the file itself: all names of one output share a journal, and its lock.
+  const std::string path = real_target(options_.output) + ".journal";
   if (messages && options_.date.empty()) {
     // A job that is resumed on another day keeps the date its prompts were rendered with.
     options_.date = today();

@@ -1,6 +1,7 @@
 // Modes generate, decode and merge.
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 
@@ -23,7 +24,7 @@ using Clock = std::chrono::steady_clock;
 // The prompt of -i; "-" reads all of stdin, without its last line feed.
 std::string prompt_of(const Options& options) {
   if (options.inputs.front() != "-") return options.inputs.front();
-  std::string text = read_file("/dev/stdin", kMaxPromptBytes);
+  std::string text = read_stdin(kMaxPromptBytes);
   if (text.ends_with('\n')) text.pop_back();
   if (text.ends_with('\r')) text.pop_back();
   return text;
@@ -95,14 +96,22 @@ int run_decode(const Options& options) {
   const std::string source = options.tokenizer.empty() ? options.model : options.tokenizer;
   const auto tokenizer = io::Tokenizer::load(source);
   bool found = false;
+  int64_t unknown = 0;
+  const auto known = [&](int32_t id) {
+    return tokenizer->is_special(id) || !tokenizer->token_bytes(id).empty();
+  };
   read_outputfile(options.inputs.front(), [&](int64_t k, const std::vector<int32_t>& ids) {
     if (options.decode_line >= 0 && k != options.decode_line) return;
     found = true;
+    unknown += static_cast<int64_t>(ids.size()) - std::count_if(ids.begin(), ids.end(), known);
     print(concat(std::string(64, '-'), "\nDecoding #", k, ":\n", io::sanitize_utf8(tokenizer->decode(ids)),
                  "\n"));
   });
   TRIVIUM_CHECK(found || options.decode_line < 0, options.inputs.front(), ": no line ", options.decode_line,
                 " (lines count from 0)");
+  if (unknown > 0)
+    warn(concat(options.inputs.front(), ": ", unknown, unknown == 1 ? " id has" : " ids have",
+                " no token in ", source, " and stand", unknown == 1 ? "s" : "", " for nothing"));
   return kExitOk;
 }
 

@@ -1,6 +1,7 @@
 #include "getp/input.h"
 
 #include <charconv>
+#include <unordered_map>
 
 #include "core/error.h"
 #include "getp/files.h"
@@ -71,6 +72,8 @@ void read_jsonl(LineReader& reader, const std::string& path, int64_t limit, size
                 InputFile& file) {
   Line line;
   std::vector<std::string> unknown;
+  std::unordered_map<std::string, int64_t> lines;  // of the ids
+  int64_t repeated = 0;
   bool any = false;
   for (int64_t number = 1; reader.next(line, max_bytes); ++number) {
     any = true;
@@ -87,6 +90,11 @@ void read_jsonl(LineReader& reader, const std::string& path, int64_t limit, size
     item.index = static_cast<int64_t>(file.items.size());
     item.line = number;
     if (item.custom_id.empty()) item.custom_id = concat("line-", number);
+    const auto [first, fresh] = lines.try_emplace(item.custom_id, number);
+    if (!fresh && repeated++ == 0)
+      file.warnings.push_back(concat(path, ": custom_id \"", printable(item.custom_id), "\" is on lines ",
+                                     first->second, " and ", number,
+                                     ": its results differ by their place only"));
     file.items.push_back(std::move(item));
   }
   if (!any) throw InvalidArgument(concat(path, ": empty input file"));

@@ -100,8 +100,10 @@ void read_key(std::string_view key, const JsonValue& value, InputItem& item,
   } else if (key == "seed") {
     if (const auto* large = std::get_if<uint64_t>(&value.value))
       item.seed = *large;
+    else if (value.is_integer() && value.integer() >= 0)
+      item.seed = static_cast<uint64_t>(value.integer());
     else
-      item.seed = static_cast<uint64_t>(integer_of(key, value, std::numeric_limits<int64_t>::max()));
+      bad(key, value, concat("an integer from 0 to ", std::numeric_limits<uint64_t>::max()));
   } else if (key == "stop") {
     item.stop = stops_of(value);
   } else if (std::find(unknown.begin(), unknown.end(), key) == unknown.end()) {
@@ -121,8 +123,10 @@ InputItem parse_jsonl_line(const std::string& line, const std::string& name,
     if (const JsonValue* id = document.find("custom_id")) {
       if (id->is_integer())
         item.custom_id = std::to_string(id->integer());
+      else if (id->string())
+        item.custom_id = *id->string();
       else
-        item.custom_id = string_of("custom_id", *id);
+        bad("custom_id", *id, "a string or an integer of 64 bits");
     }
     const bool prompt = document.find("prompt"), messages = document.find("messages");
     if (prompt == messages)

@@ -6,6 +6,7 @@
 #include "core/registry.h"
 #include "io/hash.h"
 #include "io/json.h"
+#include "io/nfc.h"
 
 namespace trivium::getp {
 
@@ -35,14 +36,27 @@ class Hasher {
   uint64_t hash_ = 0;
 };
 
+// The most bytes a tokenizer may see for `text`: normalisation can make it longer.
+int64_t encoded_bytes(const std::string& text) {
+  const bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return (c & 0x80) == 0; });
+  return static_cast<int64_t>(ascii ? text.size() : std::max(text.size(), io::to_nfc(text).size()));
+}
+
 int64_t prompt_bound(const InputItem& item, const Options& options) {
   if (item.ids) return static_cast<int64_t>(item.ids->size());
-  auto bytes = static_cast<int64_t>(item.prompt.size());
+  int64_t bytes = encoded_bytes(item.prompt);
   if (item.messages.empty()) return bytes;
-  bytes += kHarmonyTokens + static_cast<int64_t>(options.system.size());
+  bytes += kHarmonyTokens + encoded_bytes(options.system);
   for (const io::HarmonyMessage& m : item.messages)
-    bytes += kMessageTokens + static_cast<int64_t>(m.role.size() + m.content.size() + m.channel.size());
+    bytes += kMessageTokens + encoded_bytes(m.role) + encoded_bytes(m.content) + encoded_bytes(m.channel);
   return bytes;
+}
+
+// Of what the ids stand for: stop strings and the text of results depend on it.
+uint64_t vocabulary_hash(const io::Tokenizer& tokenizer) {
+  Hasher hash;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) hash.bytes(tokenizer.token_bytes(id));
+  return hash.result();
 }
 
 std::string hex(uint64_t value) {
@@ -147,6 +161,11 @@ std::string job_config(const Model& model, const Options& options, FileKind kind
   json.begin_object().key("model").string(info.model_type).key("weights").string(hex(info.fingerprint));
   json.key("build").string(build_id()).key("device").string(name_of(info.device.kind));
   if (info.device.kind == DeviceKind::cpu) json.key("cpu_level").string(cpu_level());
+  json.key("tokenizer");
+  if (model.tokenizer())
+    json.string(hex(vocabulary_hash(*model.tokenizer())));
+  else
+    json.null();
   json.key("precision").string(name_of(info.precision));
   json.key("kv").string(name_of(options.kv_dtype.value_or(model.default_kv_dtype())));
   json.key("odd_window").integer(options.odd_window);

@@ -33,8 +33,9 @@ int64_t longest_length(const std::vector<InputItem>& items, const Options& optio
 // Hash of everything in a request that decides its tokens.
 uint64_t request_hash(const Request& request);
 
-// Everything outside the requests that decides the tokens, as a JSON object: weights, device kind, CPU level,
-// precision, KV type, sampling, limits, stop ids, kind of input, build. Shards of one job share it.
+// Everything outside the requests that decides the tokens, as a JSON object: weights, tokenizer, device kind,
+// CPU level, precision, KV type, sampling, limits, stop ids, kind of input, build. Shards of one job share
+// it.
 std::string job_config(const Model& model, const Options& options, FileKind kind, bool has_messages);
 // The same with the shard, for the journal.
 std::string journal_config(const std::string& job_config, const Options& options);

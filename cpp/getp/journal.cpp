@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "core/error.h"
 #include "getp/files.h"
@@ -145,6 +146,10 @@ void Journal::open_and_lock() {
     if (fd_ < 0) throw_io_error(path_, "cannot open the journal", errno);
     struct stat ours {
     }, there{};
+    if (::fstat(fd_, &ours) == 0 && !S_ISREG(ours.st_mode)) {  // reading a FIFO would never end
+      ::close(std::exchange(fd_, -1));
+      throw InvalidArgument(concat(path_, ": not a journal of getp; move it away or choose another -o"));
+    }
     const bool locked = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
     const int error = errno;
     if (locked && ::fstat(fd_, &ours) == 0 && ::stat(path_.c_str(), &there) == 0 &&
@@ -176,7 +181,8 @@ void Journal::load(const std::string& config, bool restart) {
     throw InvalidArgument(concat(path_, ": not a journal of getp; move it away or choose another -o"));
   rest.remove_prefix(known);
   const auto header = take_frame(rest);
-  if (restart || !header) return start(config);  // a crash while the header was written: nothing was done yet
+  if (!header) dropped_bytes_ = static_cast<int64_t>(bytes.size());  // a crash while the header was written
+  if (restart || !header) return start(config);
   const std::string differs = difference(*header, config, path_);
   std::string_view first = rest;
   if (!differs.empty() && !take_frame(first)) return start(config);  // nothing is lost

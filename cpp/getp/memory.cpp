@@ -22,6 +22,11 @@ std::string format_bytes(int64_t bytes) {
   return text;
 }
 
+StateOptions with_decode_tokens(StateOptions options) {
+  options.max_step_tokens += options.num_slots;
+  return options;
+}
+
 MemoryPlan plan_memory(const Model& model, const MemoryRequest& request) {
   MemoryPlan plan;
   const Device device = model.info().device;
@@ -36,18 +41,18 @@ MemoryPlan plan_memory(const Model& model, const MemoryRequest& request) {
       .max_step_tokens = request.max_step_tokens > 0 ? request.max_step_tokens : default_step_tokens(device),
       .kv_dtype = request.kv_dtype,
       .budget_bytes = 0};
-  if (request.batch_size == 0) {
-    plan.states.num_slots = auto_batch(device);
-    if (request.max_requests > 0)
-      plan.states.num_slots =
-          static_cast<int>(std::min<int64_t>(plan.states.num_slots, request.max_requests));
-  }
-  plan.wanted_bytes = model.state_bytes(plan.states);
+  const auto bytes = [&](const StateOptions& states) {
+    return model.state_bytes(with_decode_tokens(states));
+  };
+  if (request.batch_size == 0) plan.states.num_slots = auto_batch(device);
+  if (request.max_requests > 0)
+    plan.states.num_slots = static_cast<int>(std::min<int64_t>(plan.states.num_slots, request.max_requests));
+  plan.wanted_bytes = bytes(plan.states);
   plan.planned_bytes = plan.wanted_bytes;
   if (plan.wanted_bytes <= budget) return plan;
   StateOptions one = plan.states;
   one.num_slots = 1;
-  const int64_t least = model.state_bytes(one);
+  const int64_t least = bytes(one);
   if (least > budget)
     throw OutOfMemory(concat("one sequence of ", request.max_length, " positions needs ", format_bytes(least),
                              " of cache beside ", format_bytes(model.info().weight_bytes), " of weights; ",
@@ -55,9 +60,8 @@ MemoryPlan plan_memory(const Model& model, const MemoryRequest& request) {
                              format_bytes(budget), " may be used: lower --steps or --max-tokens"));
   // Fewer slots when the batch size is ours to choose; else the slots share what there is.
   if (request.batch_size == 0) {
-    while (plan.states.num_slots > 1 && model.state_bytes(plan.states) > 2 * budget)
-      plan.states.num_slots /= 2;
-    plan.wanted_bytes = model.state_bytes(plan.states);
+    while (plan.states.num_slots > 1 && bytes(plan.states) > 2 * budget) plan.states.num_slots /= 2;
+    plan.wanted_bytes = bytes(plan.states);
   }
   plan.planned_bytes = std::min(plan.wanted_bytes, budget);
   if (plan.wanted_bytes > budget) plan.states.budget_bytes = budget;

@@ -9,7 +9,7 @@ namespace trivium::getp {
 
 struct MemoryRequest {
   int batch_size = 0;           // 0: automatic
-  int64_t max_requests = 0;     // an automatic batch is not larger than this; 0: no such limit
+  int64_t max_requests = 0;     // the batch is not larger than this; 0: no such limit
   int64_t max_length = 0;       // longest sequence, prompt + generated
   int64_t max_step_tokens = 0;  // prompt tokens in a step; 0: default_step_tokens()
   Dtype kv_dtype = Dtype::f32;
@@ -30,6 +30,9 @@ int auto_batch(Device device);
 int64_t default_step_tokens(Device device);
 
 int64_t free_memory(Device device);
+
+// What a scheduler makes its states for: a step holds a token of every decoding sequence beside the prompts'.
+StateOptions with_decode_tokens(StateOptions options);
 
 // OutOfMemory with the numbers when not even one sequence fits.
 MemoryPlan plan_memory(const Model& model, const MemoryRequest& request);

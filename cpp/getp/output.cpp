@@ -85,6 +85,7 @@ void read_outputfile(const std::string& path,
   Line line;
   for (int64_t number = 0; reader.next(line, kMaxOutputLine); ++number) {
     const std::string where = concat(path, ": line ", number + 1);
+    if (line.too_long) throw InvalidArgument(concat(where, " is longer than ", kMaxOutputLine, " bytes"));
     on_line(number, kind == FileKind::jsonl ? parse_json_ids(line.text, where) : parse_ids(line.text, where));
   }
 }

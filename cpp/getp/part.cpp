@@ -1,11 +1,13 @@
 // The parts of a sharded job: each shard's output has a note beside it, OUT.part, that says what it is a part
 // of.
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <memory>
 
 #include "getp/files.h"
 #include "getp/job.h"
+#include "getp/overwrite.h"
 #include "io/hash.h"
 #include "io/json.h"
 
@@ -15,6 +17,7 @@ namespace {
 
 constexpr size_t kMaxPartBytes = 1 << 20;
 constexpr size_t kMaxOutputLine = size_t{1} << 30;
+constexpr int64_t kMaxShards = 1 << 20, kMaxRequests = int64_t{1} << 40;  // more than --shard and -i take
 
 std::string part_path(const std::string& output) { return output + ".part"; }
 
@@ -25,10 +28,10 @@ const io::JsonValue& need(const io::JsonValue& document, const char* key, const 
   return *value;
 }
 
-int64_t need_integer(const io::JsonValue& document, const char* key, const std::string& path) {
+int64_t need_integer(const io::JsonValue& document, const char* key, const std::string& path, int64_t max) {
   const io::JsonValue& value = need(document, key, path);
-  if (!value.is_integer() || value.integer() < 0)
-    throw InvalidArgument(concat(path, ": \"", key, "\" is not a number of 0 or more"));
+  if (!value.is_integer() || value.integer() < 0 || value.integer() > max)
+    throw InvalidArgument(concat(path, ": \"", key, "\" is not an integer from 0 to ", max));
   return value.integer();
 }
 
@@ -45,19 +48,24 @@ Part read_part(const std::string& output) {
   const io::JsonValue document = io::parse_json_document(read_file(path, kMaxPartBytes), path);
   Part part;
   part.config = need_string(document, "config", path);
-  part.kind =
-      need_string(document, "kind", path) == name_of(FileKind::jsonl) ? FileKind::jsonl : FileKind::text;
-  part.shard = need_integer(document, "shard", path);
-  part.shards = need_integer(document, "shards", path);
-  part.requests = need_integer(document, "requests", path);
-  part.lines = need_integer(document, "lines", path);
-  part.input_hash = std::strtoull(need_string(document, "input_hash", path).c_str(), nullptr, 10);
-  part.crc = static_cast<uint32_t>(need_integer(document, "crc32c", path));
+  const std::string kind = need_string(document, "kind", path);
+  if (kind != name_of(FileKind::text) && kind != name_of(FileKind::jsonl))
+    throw InvalidArgument(concat(path, ": \"kind\" is \"", printable(kind), "\", expected text or jsonl"));
+  part.kind = kind == name_of(FileKind::jsonl) ? FileKind::jsonl : FileKind::text;
+  part.shard = need_integer(document, "shard", path, kMaxShards);
+  part.shards = need_integer(document, "shards", path, kMaxShards);
+  part.requests = need_integer(document, "requests", path, kMaxRequests);
+  part.lines = need_integer(document, "lines", path, kMaxRequests);
+  const std::string hash = need_string(document, "input_hash", path);
+  const auto [end, error] = std::from_chars(hash.data(), hash.data() + hash.size(), part.input_hash);
+  if (error != std::errc() || end != hash.data() + hash.size())
+    throw InvalidArgument(concat(path, ": \"input_hash\" is not a number; it is not a part that getp wrote"));
+  part.crc =
+      static_cast<uint32_t>(need_integer(document, "crc32c", path, std::numeric_limits<uint32_t>::max()));
   if (part.shards < 1 || part.shard >= part.shards)
     throw InvalidArgument(concat(path, ": shard ", part.shard, " of ", part.shards, " does not exist"));
-  const int64_t lines = (part.requests - part.shard + part.shards - 1) / part.shards;
-  if (part.lines != std::max<int64_t>(lines, 0))
-    throw InvalidArgument(concat(path, ": ", part.lines, " lines, expected ", lines));
+  const int64_t lines = std::max<int64_t>(part.requests - part.shard + part.shards - 1, 0) / part.shards;
+  if (part.lines != lines) throw InvalidArgument(concat(path, ": ", part.lines, " lines, expected ", lines));
   return part;
 }
 
@@ -109,6 +117,9 @@ void write_part(const std::string& output, const Part& part) {
 
 void merge_parts(const std::vector<std::string>& outputs, const std::string& merged) {
   TRIVIUM_CHECK(!outputs.empty(), "merge: no parts given");
+  for (const std::string& output : outputs) {
+    check_not_overwritten({"-o", merged}, {".tmp"}, {{"-i", output}, {"the note", part_path(output)}});
+  }
   check_writable(merged);
   std::vector<Part> parts;
   const std::vector<std::string> names = by_shard(outputs, parts);

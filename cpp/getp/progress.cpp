@@ -4,18 +4,28 @@
 
 #include <cstdio>
 
+#include "core/error.h"
 #include "getp/memory.h"
+#include "getp/terminal.h"
 
 namespace trivium::getp {
 
 namespace {
 constexpr std::chrono::milliseconds kTerminalEvery{200}, kPlainEvery{10000}, kSilent{2000};
+
+void show(const std::string& line, bool terminal) {
+  if (terminal)
+    std::fprintf(stderr, "\r\033[K%s", fit_to_width(line, STDERR_FILENO).c_str());
+  else
+    std::fprintf(stderr, "%s\n", line.c_str());
+  std::fflush(stderr);
 }
+}  // namespace
 
 Progress::Progress(int64_t requests, bool enabled)
     : requests_(requests),
       enabled_(enabled),
-      terminal_(::isatty(STDERR_FILENO) == 1),
+      terminal_(is_terminal(STDERR_FILENO)),
       start_(Clock::now()),
       last_(start_) {}
 
@@ -36,17 +46,17 @@ void Progress::update(int64_t done, int64_t tokens) {
     std::snprintf(left, sizeof left, ", about %lld:%02lld left", static_cast<long long>(eta / 60),
                   static_cast<long long>(eta % 60));
   }
-  std::fprintf(stderr, "%s%lld of %lld requests, %lld tokens, %.1f tokens/s%s%s", terminal_ ? "\r\033[K" : "",
-               static_cast<long long>(done), static_cast<long long>(requests_),
-               static_cast<long long>(tokens), static_cast<double>(tokens) / seconds, left,
-               terminal_ ? "" : "\n");
-  std::fflush(stderr);
+  char line[160];
+  std::snprintf(line, sizeof line, "%lld of %lld requests, %lld tokens, %.1f tokens/s%s",
+                static_cast<long long>(done), static_cast<long long>(requests_),
+                static_cast<long long>(tokens), static_cast<double>(tokens) / seconds, left);
+  show(line, terminal_);
 }
 
 LoadProgress::LoadProgress(std::string what, bool enabled)
     : what_(std::move(what)),
       enabled_(enabled),
-      terminal_(::isatty(STDERR_FILENO) == 1),
+      terminal_(is_terminal(STDERR_FILENO)),
       start_(Clock::now()),
       last_(start_) {}
 
@@ -60,11 +70,9 @@ void LoadProgress::update(int64_t done, int64_t total) {
   last_ = now;
   shown_ = true;
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  std::fprintf(stderr, "%s%s: %s of %s, %s/s%s", terminal_ ? "\r\033[K" : "", what_.c_str(),
-               format_bytes(done).c_str(), format_bytes(total).c_str(),
-               format_bytes(static_cast<int64_t>(static_cast<double>(done) / seconds)).c_str(),
-               terminal_ ? "" : "\n");
-  std::fflush(stderr);
+  show(concat(what_, ": ", format_bytes(done), " of ", format_bytes(total), ", ",
+              format_bytes(static_cast<int64_t>(static_cast<double>(done) / seconds)), "/s"),
+       terminal_);
 }
 
 }  // namespace trivium::getp

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <utility>
 
+#include "getp/memory.h"
+
 namespace trivium::getp {
 
 namespace {
@@ -15,11 +17,6 @@ constexpr int64_t kHeadroom = 32;
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-StateOptions with_decode_tokens(StateOptions options) {
-  options.max_step_tokens += options.num_slots;
-  return options;
 }
 
 bool starts_with(const std::vector<int32_t>& tokens, const std::vector<int32_t>& prefix) {

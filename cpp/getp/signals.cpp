@@ -29,6 +29,7 @@ void install_signal_handlers(CancelToken& token) {
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);
 }
 
 int received_signal() { return last_signal.load(); }

@@ -5,7 +5,8 @@
 
 namespace trivium::getp {
 
-// Once a process; `token` must live as long as it. Also ignores SIGPIPE, so that writes report EPIPE.
+// Once a process; `token` must live as long as it. Also ignores SIGPIPE and SIGXFSZ, so that writes
+// report EPIPE and EFBIG.
 void install_signal_handlers(CancelToken& token);
 int received_signal();      // 0 when none came
 int exit_code_of_signal();  // 130 or 143; 130 when none came

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <filesystem>
 #include <set>
@@ -41,7 +42,7 @@ bool is_folder(const std::string& path) {
 
 // An index may name files of its own folder only.
 void check_plain_name(const std::string& name, const std::string& index) {
-  const bool plain = !name.empty() && name != "." && name != ".." &&
+  const bool plain = !name.empty() && name.size() <= NAME_MAX && name != "." && name != ".." &&
                      name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
   if (!plain)
     throw ModelFormatError(

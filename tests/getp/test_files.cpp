@@ -6,6 +6,7 @@
 #include "getp/input.h"
 #include "getp/job.h"
 #include "getp/output.h"
+#include "getp/overwrite.h"
 #include "io/hash.h"
 #include "io/json.h"
 #include "support/temp_folder.h"
@@ -214,6 +215,42 @@ TEST(WriteFile, FollowsLinksAndReportsFullDevices) {
   EXPECT_NE(why.find("/dev/full: cannot write: No space left on device"), std::string::npos) << why;
 }
 
+TEST(WriteFile, ALinkMayBeThereBeforeItsTarget) {
+  const TempFolder folder;
+  std::filesystem::create_directory(folder.file("deep"));
+  std::filesystem::create_symlink("deep/second", folder.file("first"));
+  std::filesystem::create_symlink("target", folder.file("deep/second"));
+  write_file(folder.file("first"), [](const Write& write) { write("new"); });
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.file("first")));
+  EXPECT_EQ(folder.read("deep/target"), "new");
+  std::filesystem::create_symlink("loop", folder.file("loop"));
+  EXPECT_EQ(real_target(folder.file("loop")), folder.file("loop"));  // and does not go round for ever
+}
+
+TEST(SameFile, HoldsForEveryNameOfAFileThereOrNot) {
+  const TempFolder folder;
+  const std::string file = folder.write("file", "x");
+  folder.write("copy", "x");
+  std::filesystem::create_symlink("file", folder.file("link"));
+  std::filesystem::create_symlink("absent", folder.file("dangling"));
+  std::filesystem::create_hard_link(file, folder.file("hard"));
+  for (const char* name : {"file", "link", "hard", "./file"}) EXPECT_TRUE(same_file(file, folder.file(name)));
+  EXPECT_TRUE(same_file(folder.file("absent"), folder.file("dangling")));
+  EXPECT_FALSE(same_file(file, folder.file("copy")));
+  EXPECT_FALSE(same_file(file, folder.file("absent")));
+  EXPECT_FALSE(same_file(folder.file("absent"), folder.file("gone")));
+  for (const char* name : {"-", "", "/dev/null", "/dev/stdout"}) EXPECT_FALSE(same_file(name, name)) << name;
+}
+
+TEST(Descriptor, IsNamedInEveryUsualWay) {
+  for (const char* name : {"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+    EXPECT_EQ(descriptor_of(name), 1) << name;
+  EXPECT_EQ(descriptor_of("/dev/stderr"), 2);
+  EXPECT_EQ(descriptor_of("/dev/fd/17"), 17);
+  for (const char* name : {"out", "/dev/fd/", "/dev/fd/x", "/dev/fd/-1", "/dev/fd/1/x", "/dev/null", ""})
+    EXPECT_EQ(descriptor_of(name), -1) << name;
+}
+
 TEST(CheckWritable, RefusesFoldersAndMissingOnes) {
   const TempFolder folder;
   EXPECT_THROW(check_writable(folder.file("")), IoError);
@@ -272,6 +309,26 @@ TEST_F(Merge, RefusesWhatDoesNotBelongTogether) {
   EXPECT_FALSE(std::filesystem::exists(folder.file("out")));
 }
 
+TEST_F(Merge, ANoteThatGetpDidNotWriteIsRefusedByItsKey) {
+  const std::string part = shard(0, 1, lines), note = folder.read("part0.part");
+  EXPECT_EQ(why({part}), "");
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string changed = note;
+    changed.replace(changed.find(from), from.size(), to);
+    folder.write("part0.part", changed);
+    return why({part});
+  };
+  const auto refused = [](const std::string& got, const std::string& words) {
+    EXPECT_NE(got.find("part0.part: " + words), std::string::npos) << got;
+  };
+  refused(with("\"kind\":\"text\"", "\"kind\":\"tex\""), "\"kind\" is \"tex\", expected text or jsonl");
+  refused(with("\"shards\":1", "\"shards\":9223372036854775807"), "\"shards\" is not an integer from 0 to");
+  refused(with("\"requests\":7", "\"requests\":9223372036854775807"), "\"requests\" is not an integer");
+  refused(with("\"requests\":7", "\"requests\":0"), "7 lines, expected 0");
+  refused(with("\"crc32c\":", "\"crc32c\":4294967296,\"old\":"), "\"crc32c\" is not an integer");
+  refused(with("\"input_hash\":\"1\"", "\"input_hash\":\"x\""), "\"input_hash\" is not a number");
+}
+
 TEST(Job, StopIdsLeaveOutTheCallToken) {
   testing::FakeOptions fake;
   fake.stop_ids = {200002, 199999, 200012};
@@ -312,6 +369,8 @@ TEST(Job, LongestLengthBoundsPromptsByTheirBytes) {
   EXPECT_EQ(longest_length({item}, options, 1000), 55);
   options.steps = 0;
   EXPECT_EQ(longest_length({item}, options, 40), 40);
+  item.prompt = "\u0958";  // three bytes, six in NFC
+  EXPECT_EQ(longest_length({item}, options, 1000), 56);
 }
 
 }  // namespace

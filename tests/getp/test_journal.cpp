@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "core/error.h"
@@ -113,6 +114,23 @@ TEST(Journal, ForeignFilesAreLeftAlone) {
     EXPECT_NE(error_of([&] { Journal(folder.file("j"), kConfig, restart); }).find("not a journal"),
               std::string::npos);
   EXPECT_EQ(folder.read("j"), "my precious notes");
+}
+
+TEST(Journal, AFifoIsRefusedAndNotWaitedFor) {
+  const TempFolder folder;
+  ASSERT_EQ(::mkfifo(folder.file("j").c_str(), 0600), 0);
+  EXPECT_NE(error_of([&] { Journal(folder.file("j"), kConfig, false); }).find("not a journal"),
+            std::string::npos);
+}
+
+TEST(Journal, ADamagedHeaderCountsWhatIsLost) {
+  const TempFolder folder;
+  std::string bytes = written(folder);
+  bytes[20] ^= 1;
+  folder.write("j", bytes);
+  const Journal journal(folder.file("j"), kConfig, false);
+  EXPECT_TRUE(journal.records().empty());
+  EXPECT_EQ(journal.dropped_bytes(), static_cast<int64_t>(bytes.size()));
 }
 
 TEST(Journal, ASecondProcessIsRefusedWhileTheFirstLives) {

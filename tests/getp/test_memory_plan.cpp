@@ -29,6 +29,27 @@ TEST(MemoryPlan, ABatchThatWasAskedForSharesWhatThereIs) {
   EXPECT_EQ(tight.states.budget_bytes, 3 * kSlotBytes);
 }
 
+// States whose size is that of the largest step.
+class StepModel : public trivium::testing::FakeModel {
+ public:
+  int64_t state_bytes(const StateOptions& options) const override { return options.max_step_tokens; }
+};
+
+TEST(MemoryPlan, CountsADecodeTokenOfEverySequenceBesideThePrompts) {
+  const MemoryPlan plan =
+      plan_memory(StepModel(), {.batch_size = 70, .max_length = kLength, .max_step_tokens = 9});
+  EXPECT_EQ(plan.planned_bytes, 9 + 70);
+  EXPECT_EQ(plan.states.max_step_tokens, 9);  // the scheduler adds the others
+}
+
+TEST(MemoryPlan, NoBatchIsLargerThanTheRequests) {
+  const trivium::testing::FakeModel model;
+  for (const int batch_size : {0, 2, 1000})
+    EXPECT_EQ(plan_memory(model, {.batch_size = batch_size, .max_requests = 5, .max_length = kLength})
+                  .states.num_slots,
+              batch_size == 2 ? 2 : 5);
+}
+
 TEST(MemoryPlan, OneSequenceThatDoesNotFitIsRefusedWithTheNumbers) {
   EXPECT_EQ(plan(1, kSlotBytes).planned_bytes, kSlotBytes);
   try {

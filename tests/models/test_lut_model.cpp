@@ -141,6 +141,22 @@ TEST(LutModel, ACopiedSlotGoesOnAlone) {
   expect_same_bits(first, std::span(want).last(kVocab), "the copy");
 }
 
+TEST(LutModel, SizesBeyondAllLimitsAreListedAndNotComputedWith) {
+  for (const char* value : {"9223372036854775807", "-9223372036854775808"}) {
+    const TempFolder folder;
+    write_folder(folder);
+    folder.write("config.json",
+                 concat(R"({"model_type": "lut_transformer", "vocab_size": 23, "embedding_dim": 8,
+                     "context_size": 6, "num_layers": 2, "num_heads": 2, "n_detectors": 3, "positional_dim": )",
+                        value, R"(, "n_anchors_per_detector": )", value,
+                        R"(, "n_anchors_per_detector_attention": )", value, "}"));
+    const std::string why = error_of([&] { load(folder, Device{}); });
+    for (const char* key : {"positional_dim", "n_anchors_per_detector", "n_anchors_per_detector_attention"})
+      EXPECT_NE(why.find(concat('"', key, "\" is ", value, ", expected ")), std::string::npos) << why;
+    EXPECT_EQ(why.find("attention addresses"), std::string::npos) << why;
+  }
+}
+
 TEST(LutModel, BadBatchesAreExplained) {
   const TempFolder folder;
   write_folder(folder);

@@ -43,6 +43,8 @@ VIOLATIONS = {
     "rope_scaling": (
         {"rope_type": "linear"},
         {"rope_type": "yarn", "factor": 0},
+        {"rope_type": "yarn", "beta_fast": 1e-320},
+        {"rope_type": "yarn", "beta_slow": 1e300},
         {"rope_type": "yarn", "truncate": 3},
     ),
     "quantization_config": ({"quant_method": "gptq"}, {}),

@@ -241,7 +241,7 @@ def test_a_truncated_shard_is_named(sharded):
 
 
 @pytest.mark.parametrize(
-    "name", ["../model/model.safetensors", "/etc/passwd", "..", "", "a/b", "a\\b", "x\0y"]
+    "name", ["../model/model.safetensors", "/etc/passwd", "..", "", "a/b", "a\\b", "x\0y", "a" * 256]
 )
 def test_an_index_names_files_of_its_folder_only(sharded, name):
     index = change_index(sharded, lambda m: m.update({"lm_head.weight": name}))

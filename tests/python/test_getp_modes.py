@@ -51,6 +51,10 @@ def test_decode_prints_one_line_or_all(model, tmp_path):
     one = getp("decode", model, "2", "-i", ids).stdout
     assert one.startswith(b"-" * 64 + b"\nDecoding #2:\n") and everything.endswith(one)
     assert "no line 9" in error_line(getp("decode", "9", "-z", tokenizer, "-i", ids, code=1))
+    ids.write_text("40 99999 41 2147483647\n")
+    unknown = getp("decode", "-z", tokenizer, "-i", ids)
+    assert unknown.stdout.endswith(b"Decoding #0:\n()\n"), unknown.stdout
+    assert f"2 ids have no token in {tokenizer}" in error_line(unknown)
     ids.write_text("40 x\n")
     assert "line 1" in error_line(getp("decode", "-z", tokenizer, "-i", ids, code=1))
 

@@ -4,7 +4,20 @@ import os
 import subprocess
 
 import pytest
-from getp_runner import PROMPTS, batch, demo_folder, error_line, getp, lines_of, start, text_input
+from getp_runner import (
+    PROMPTS,
+    batch,
+    demo_folder,
+    environment,
+    error_line,
+    getp,
+    getp_binary,
+    jsonl_input,
+    lines_of,
+    read_jsonl,
+    start,
+    text_input,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +30,12 @@ def prompts(tmp_path):
     return text_input(tmp_path / "in.txt", PROMPTS)
 
 
+def run(*args):
+    """The same with arguments that need not be text."""
+    command = [getp_binary(), *(a if isinstance(a, bytes) else str(a) for a in args)]
+    return subprocess.run(command, capture_output=True, timeout=60, env=environment())
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -27,6 +46,11 @@ def prompts(tmp_path):
         (["-p", "1.5"], '--top-p is "1.5", expected a number from 0 to 1'),
         (["-b", "0"], '--batch-size is "0"'),
         (["-s", "x"], '--seed is "x"'),
+        (["--threads", "1025"], '--threads is "1025", expected an integer from 1 to 1024'),
+        (["-s", "-1"], '--seed is "-1", expected an integer of 0 or more'),
+        (["-s", str(2**64)], f"expected an integer from 0 to {2**64 - 1}"),
+        (["--stop", ""], '--stop is "", expected a text of at least one character'),
+        (["--stop", b"a\xff"], '--stop is "a\\xff", expected a text in valid UTF-8'),
         (["--shard", "2/2"], '"2", expected an integer from 0 to 1'),
         (["--shard", "half"], '--shard is "half"'),
         (["--precision", "int3"], "int3"),
@@ -40,9 +64,25 @@ def prompts(tmp_path):
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(model, args, message):
-    done = getp(model, "-i", "x", *args, code=2)
+    done = run(model, "-i", "x", *args)
+    assert done.returncode == 2
     assert message in error_line(done)
     assert not done.stdout
+
+
+def test_seeds_have_64_bits_in_options_and_in_lines(model, tmp_path):
+    """The same seed, given either way, gives the same tokens; one more is refused."""
+    sampled = ["--temperature", "1", "--ignore-eos", "--max-tokens", "20"]
+    rows = [{"prompt": "Return", "seed": seed} for seed in (2**64 - 1, 2**63, 2**64, -1)]
+    out = tmp_path / "out.jsonl"
+    batch(model, jsonl_input(tmp_path / "in.jsonl", rows), out, *sampled)
+    got = read_jsonl(out)
+    for row, seed in zip(got[:2], (2**64 - 1, 2**63), strict=True):
+        alone = getp(model, "-i", "Return", *sampled, "-s", seed).stdout.decode()
+        assert row["text"] + "\n" == alone
+    assert got[0]["tokens"] != got[1]["tokens"]
+    for row in got[2:]:
+        assert f"expected an integer from 0 to {2**64 - 1}" in row["error"]
 
 
 def test_a_path_after_m_gets_a_hint(model):

@@ -11,8 +11,7 @@ LutConfig parse_config(const io::JsonValue& json, const std::string& name) {
   LutConfig c;
   const auto size = [&](const char* key, int64_t low, int64_t high, std::optional<int64_t> fallback = {}) {
     const int64_t value = r.integer({key}, fallback);
-    r.in_range(key, value, low, high);
-    return value;
+    return r.in_range(key, value, low, high) ? value : low;  // what is computed from it must not overflow
   };
   c.vocab_size = size("vocab_size", 1, 1 << 24);
   c.embedding_dim = size("embedding_dim", 2, 1 << 20);

@@ -107,10 +107,14 @@ void validate(ConfigReader& r, const MoeConfig& c) {
   r.require(std::isfinite(c.swiglu_alpha), concat("\"swiglu_alpha\" is ", c.swiglu_alpha));
   r.require(c.rope.theta > 1 && c.rope.theta <= 1e12,
             concat("\"rope_theta\" is ", c.rope.theta, ", expected 1 to 1e12"));
-  r.positive("rope factor", c.rope.factor);
-  r.positive("beta_fast", c.rope.beta_fast);
-  r.positive("beta_slow", c.rope.beta_slow);
-  r.positive("original_max_position_embeddings", c.rope.original_context);
+  const auto moderate = [&r](const char* key, double value) {  // quotients of these must stay finite
+    r.require(value >= 1e-100 && value <= 1e100,
+              concat("\"rope ", key, "\" is ", value, ", expected 1e-100 to 1e100"));
+  };
+  moderate("factor", c.rope.factor);
+  moderate("beta_fast", c.rope.beta_fast);
+  moderate("beta_slow", c.rope.beta_slow);
+  moderate("original_max_position_embeddings", c.rope.original_context);
 }
 
 void alternate_layers(MoeConfig& c) {

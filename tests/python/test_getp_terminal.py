@@ -1,0 +1,104 @@
+"""getp on a terminal: what it prints fits the terminal and its wishes, and interrupts leave it usable."""
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+from getp_runner import PROMPTS, demo_folder, environment, getp_binary, text_input
+
+
+@pytest.fixture(scope="module")
+def model():
+    return demo_folder()
+
+
+class Terminal:
+    """getp with a terminal as stdin, stdout and stderr."""
+
+    def __init__(self, *args, width=80, **env):
+        self.fd, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+        self.process = subprocess.Popen(
+            [getp_binary(), *map(str, args)],
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            env={**environment(), "TERM": "xterm", **env},
+            start_new_session=True,
+        )
+        os.close(child)
+        self.shown = b""
+
+    def read(self, seconds=0.1) -> bool:
+        """What has come; False at the end."""
+        if not select.select([self.fd], [], [], seconds)[0]:
+            return True
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except OSError:
+            return False
+        self.shown += data
+        return bool(data)
+
+    def wait_for(self, words: bytes):
+        end = time.monotonic() + 60
+        while words not in self.shown:
+            assert self.read() and time.monotonic() < end, self.shown
+
+    def finish(self) -> tuple[int, bytes]:
+        end = time.monotonic() + 60
+        while self.read():
+            assert time.monotonic() < end, self.shown
+        os.close(self.fd)
+        return self.process.wait(timeout=10), self.shown
+
+
+@pytest.fixture
+def job(model, tmp_path):
+    """A job that takes a second or so."""
+    many = text_input(tmp_path / "in.txt", [f"{p} {i}" for i in range(40) for p in PROMPTS])
+    return ["getp", model, "-i", many, "-o", tmp_path / "out.txt", "--max-tokens", "60", "--threads", "1"]
+
+
+@pytest.mark.parametrize("width", [20, 200])
+def test_the_progress_line_never_wraps(job, width):
+    """A line that wraps cannot be rewritten: every update would leave a part of it behind."""
+    code, shown = Terminal(*job, width=width).finish()
+    updates = [part.split(b"\r")[0] for part in shown.split(b"\r\x1b[K")[1:-1]]
+    assert code == 0 and len(updates) >= 2, shown
+    assert all(b" of 480" in line and len(line) < width for line in updates)
+    assert width == 20 or any(b"tokens/s" in line for line in updates)
+
+
+def test_a_dumb_terminal_gets_no_escapes(job):
+    code, shown = Terminal(*job, TERM="dumb").finish()
+    assert code == 0 and b"requests: 480" in shown and b"\x1b" not in shown
+
+
+def test_an_interrupt_ends_a_streamed_line(model):
+    """The shell's prompt does not follow half a sentence."""
+    terminal = Terminal(model, "-i", "Return", "--ignore-eos", "-n", "0")
+    terminal.wait_for(b"value")
+    terminal.process.send_signal(signal.SIGINT)
+    code, shown = terminal.finish()
+    assert code == 130 and shown.endswith(b"\n")
+
+
+def test_a_chat_ends_by_interrupt_end_of_file_and_command(model):
+    for ending, code in ((b"\x04", 0), (b"/exit\n", 0), (signal.SIGINT, 130)):
+        terminal = Terminal("chat", model, "--max-tokens", "5")
+        terminal.wait_for(b"> ")
+        os.write(terminal.fd, b"\xff\xfe hello\n")
+        terminal.wait_for(b"\n> ")
+        if isinstance(ending, bytes):
+            os.write(terminal.fd, ending)
+        else:
+            terminal.process.send_signal(ending)
+        assert terminal.finish()[0] == code
