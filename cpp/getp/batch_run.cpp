@@ -61,13 +61,17 @@ void Job::warm_up() {
   open_journal();
   for (Replica& replica : replicas_) {
     cancel_->check();
-    for (int batch = options_.batch_size; !replica.scheduler;) try {
+    int batch = options_.batch_size;
+    while (!replica.scheduler) {
+      try {
         make_scheduler(replica, batch);
       } catch (const OutOfMemory& error) {
+        replica.scheduler.reset();
         batch = std::exchange(report_.batch_size, 0) / 2;
         if (batch == 0) throw;
         warn(concat(error.what(), "; trying batch ", batch));
       }
+    }
     replica.model->warm_up();
   }
   report_.warm_up_seconds = seconds_since(start);
