@@ -106,6 +106,16 @@ TEST(Attention, MatchesTheDefinitionForEveryHeadSizeGroupAndLength) {
   }
 }
 
+TEST(Attention, AWindowWiderThanAnySequenceSeesAll) {
+  for (const int64_t window :
+       {int64_t{1000}, int64_t{INT32_MAX}, int64_t{1} << 36, int64_t{1} << 41, INT64_MAX}) {
+    Case c = random_case(3, 300, 4, 2, 16, 0);
+    const auto want = reference(c);
+    c.window = window;
+    expect_close(run(c), want, kAttention, c.name());
+  }
+}
+
 TEST(Attention, PrefillEqualsOneByOneBitForBit) {
   for (const int64_t window : {0, 1, 5, 16})
     for (const Dtype kv : {Dtype::f32, Dtype::bf16}) {

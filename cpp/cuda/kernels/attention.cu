@@ -175,8 +175,10 @@ AttentionPlan plan_attention(const AttentionArgs& a) {
   if (a.window > 0 && a.window <= kOneSplitWindow) {
     p.window_split = kOneSplit, p.splits = 1;
   } else if (a.window > 0) {
-    // n consecutive blocks touch at most ceil((n - 1) / span) + 1 runs of span blocks, 16 here.
-    const int64_t blocks = (a.window - 2 + kKeyBlock) / kKeyBlock + 1;
+    // n consecutive blocks touch at most ceil((n - 1) / span) + 1 runs of span blocks, 16 here. No position
+    // tells wider windows apart, whose splits would not fit 32 bits.
+    const int64_t window = std::min<int64_t>(a.window, INT32_MAX);
+    const int64_t blocks = (window - 2 + kKeyBlock) / kKeyBlock + 1;
     p.window_split = static_cast<int>(ceil_div(blocks, kAttentionSplits - 1)), p.splits = kAttentionSplits;
   } else {
     const int64_t capacity = static_cast<int64_t>(a.kv.blocks_per_slot) * a.kv.page_size;
