@@ -67,7 +67,6 @@ template <>
 struct type_caster<trivium::python::ArrayLike> {
   PYBIND11_TYPE_CASTER(trivium::python::ArrayLike, const_name("typing.Any"));
   bool load(handle source, bool) {
-    if (source.is_none()) return false;
     value.tensor = trivium::python::tensor_from_python(source);
     if (!value.tensor.is_contiguous()) value.tensor = trivium::python::deep_copy(value.tensor);
     return true;

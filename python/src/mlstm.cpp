@@ -21,7 +21,6 @@ template <>
 struct type_caster<trivium::python::HeadArray> {
   PYBIND11_TYPE_CASTER(trivium::python::HeadArray, const_name("typing.Any"));
   bool load(handle source, bool) {
-    if (source.is_none()) return false;
     trivium::Tensor t = trivium::python::tensor_from_python(source);
     if (t.rank() > 0 && t.strides()[static_cast<size_t>(t.rank()) - 1] != 1 && t.dim(-1) != 1)
       t = trivium::python::deep_copy(t);

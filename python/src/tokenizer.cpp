@@ -5,6 +5,31 @@
 #include "bindings.h"
 
 namespace trivium::python {
+
+struct TokenIds {
+  std::vector<int32_t> ids;
+};
+
+}  // namespace trivium::python
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<trivium::python::TokenIds> {
+  using Ids = make_caster<std::vector<int32_t>>;
+  PYBIND11_TYPE_CASTER(trivium::python::TokenIds, Ids::name);
+  bool load(handle source, bool convert) {
+    Ids ids;
+    if (!ids.load(source, convert))
+      throw type_error("ids are " + repr(source).cast<std::string>().substr(0, 100) + ", expected integers");
+    value.ids = cast_op<std::vector<int32_t>&&>(std::move(ids));
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail
+
+namespace trivium::python {
 namespace {
 
 using io::Tokenizer;
@@ -23,9 +48,9 @@ std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::object& text, 
   return tokenizer.encode(view, {.parse_special = parse_special, .strict_utf8 = strict});
 }
 
-std::string decode_bytes(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool with_specials) {
+std::string decode_bytes(const Tokenizer& tokenizer, const TokenIds& ids, bool with_specials) {
   const py::gil_scoped_release release;
-  return tokenizer.decode(ids, with_specials);
+  return tokenizer.decode(ids.ids, with_specials);
 }
 
 }  // namespace
@@ -46,8 +71,7 @@ void register_tokenizer(py::module_& m) {
            "UTF-8.")
       .def(
           "decode",
-          [](const Tokenizer& t, const std::vector<int32_t>& ids, const std::string& errors,
-             bool with_specials) {
+          [](const Tokenizer& t, const TokenIds& ids, const std::string& errors, bool with_specials) {
             return py::bytes(decode_bytes(t, ids, with_specials))
                 .attr("decode")("utf-8", errors)
                 .cast<py::str>();
@@ -56,7 +80,7 @@ void register_tokenizer(py::module_& m) {
           "Text of the ids; `errors` as in bytes.decode. Special tokens are left out unless with_specials.")
       .def(
           "decode_bytes",
-          [](const Tokenizer& t, const std::vector<int32_t>& ids, bool with_specials) {
+          [](const Tokenizer& t, const TokenIds& ids, bool with_specials) {
             return py::bytes(decode_bytes(t, ids, with_specials));
           },
           py::arg("ids"), py::arg("with_specials") = false, "Bytes of the ids, not necessarily valid UTF-8.")

@@ -262,13 +262,18 @@ def load(
         name = next(iter(unknown))
         hint = '; use device="auto"' if name == "device_map" else ""
         raise TypeError(f"load() has no option {name!r}{hint}")
+    for name, value in {"device": device, "precision": precision}.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}, expected a string")
+    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
+        raise TypeError(f"batch_size is {batch_size!r}, expected an integer")
     if kv_dtype not in (None, "float32", "bfloat16"):
         raise _core.InvalidArgument(f"kv_dtype is {kv_dtype!r}, expected 'float32', 'bfloat16' or None")
     engine = _core.load(
-        _resolve(os.fspath(path)),
+        _resolve(os.fsdecode(path)),
         device=device,
         precision=precision,
-        tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+        tokenizer=None if tokenizer is None else os.fsdecode(tokenizer),
         check_weights=check_weights,
         batch_size=batch_size,
         kv_dtype=kv_dtype,

@@ -69,6 +69,39 @@ def test_load_hints_at_names_of_other_libraries(demo_folder):
         trivium.load(demo_folder, quantize=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": 3}, "device is 3, expected a string"),
+        ({"precision": 1.5}, "precision is 1.5, expected a string"),
+        ({"batch_size": 2.5}, "batch_size is 2.5, expected an integer"),
+    ],
+)
+def test_load_names_the_option_of_a_wrong_type(demo_folder, options, message):
+    with pytest.raises(TypeError, match=message):
+        trivium.load(demo_folder, **options)
+
+
+def test_none_is_no_array():
+    x = np.ones((2, 4), np.float32)
+    for call in (lambda: trivium.ops.linear(None, x), lambda: trivium.mlstm.chunkwise_fw(None, x, x, x, x)):
+        with pytest.raises(TypeError, match=r"expected an array.*, not NoneType"):
+            call()
+
+
+def test_ids_of_a_wrong_type_are_shown(demo_folder):
+    tokenizer = trivium.Tokenizer(demo_folder)
+    for decode in (tokenizer.decode, tokenizer.decode_bytes):
+        for ids in ("abc", [1.5], 3, None, [2**40]):
+            with pytest.raises(TypeError, match=r"^ids are .*, expected integers$"):
+                decode(ids)
+    assert tokenizer.decode(np.array([40, 41])) == tokenizer.decode([40, 41])
+
+
+def test_paths_may_be_bytes(demo_folder):
+    assert trivium.load(os.fsencode(demo_folder), tokenizer=os.fsencode(demo_folder)).tokenizer is not None
+
+
 def test_tokenizer_errors(tmp_path):
     with pytest.raises(trivium.Error, match="absent"):
         trivium.Tokenizer(tmp_path / "absent.json")
