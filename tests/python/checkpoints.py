@@ -250,6 +250,7 @@ def run_jobs(jobs: list[dict], level: str | None = None, timeout=300) -> list:
 
 def _run(job: dict, models: dict):
     import trivium
+    from trivium._arguments import parse_options
 
     trivium.set_num_threads(job.get("threads", 2))
     key = str(job["path"]), job["precision"], job.get("batch_size", 0), job.get("kv_dtype")
@@ -262,7 +263,7 @@ def _run(job: dict, models: dict):
     if isinstance(options, dict):
         options = [options] * len(job["prompts"])
     requests = [
-        model._request(prompt, trivium.models._settings({"ignore_eos": True, **o}))
+        model._request(prompt, parse_options({"ignore_eos": True, **o}))
         for prompt, o in zip(job["prompts"], options, strict=True)
     ]
     return [r.tokens for r in model._engine.generate(requests)]

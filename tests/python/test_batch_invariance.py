@@ -13,6 +13,7 @@ import pytest
 import trivium
 from checkpoints import LEVELS, oracle
 from getp_runner import getp, read_jsonl
+from trivium._arguments import parse_options
 
 STEP = 256  # ids in one step of logits()
 # Head dim 24 and 3 heads a group: tails in every product. Window 16 = one page of the cache.
@@ -153,7 +154,7 @@ def test_requests_that_end_at_different_times_do_not_disturb_the_others(folder):
     alone = [model.generate(p, max_tokens=50, ignore_eos=True).tokens for p in starts]
     stop = max(set(alone[0]), key=alone[0].count)
     cut = [a[: a.index(stop) + 1] if stop in a else a for a in alone]
-    requests = [model._request(p, trivium.models._settings({"max_tokens": 50})) for p in starts]
+    requests = [model._request(p, parse_options({"max_tokens": 50})) for p in starts]
     for request in requests:
         request.stop_ids = [stop]
     assert [r.tokens for r in model._engine.generate(requests)] == cut
