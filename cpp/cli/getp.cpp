@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <limits>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "core/device.h"
@@ -45,17 +44,26 @@ Mode parse_mode(const std::string& name) {
   throw UsageError{concat("unknown mode \"", name, "\"; there are generate, chat, getp, decode and merge")};
 }
 
-template <class T = int64_t>
-T parse_integer(const std::string& name, const std::string& text, std::type_identity_t<T> min,
-                std::type_identity_t<T> max) {
-  T value = 0;
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
+
+int64_t parse_integer(const std::string& name, const std::string& text, int64_t min, int64_t max) {
+  int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   const bool good = error == std::errc() && end == text.data() + text.size() && !text.empty();
   if (good && value >= min && value <= max) return value;
   throw UsageError{concat(name, " is \"", text, "\", expected an integer ",
-                          max == std::numeric_limits<T>::max() && error != std::errc::result_out_of_range
+                          max == kMaxInt64 && error != std::errc::result_out_of_range
                               ? concat("of ", min, " or more")
                               : concat("from ", min, " to ", max))};
+}
+
+uint64_t parse_seed(const std::string& text) {
+  uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  if (error == std::errc() && end == text.data() + text.size()) return seed;
+  throw UsageError{concat("--seed is \"", text, "\", expected an integer from 0 to ",
+                          std::numeric_limits<uint64_t>::max())};
 }
 
 float parse_number(const std::string& name, const std::string& text, double max) {
@@ -67,9 +75,6 @@ float parse_number(const std::string& name, const std::string& text, double max)
   throw UsageError{concat(name, " is \"", text, "\", expected a number ",
                           max < 1e300 ? concat("from 0 to ", max) : std::string("of 0 or more"))};
 }
-
-constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 
 // The option's environment variable: --batch-size reads TRIVIUM_BATCH_SIZE.
 std::string env_name(const std::string& names) {
@@ -167,8 +172,7 @@ void Parser::add_generation() {
   number("--min-p", 1, "Only tokens this likely relative to the first; 0 is off [0]",
          options_.sampling.min_p);
   text("-s,--seed", "Seed of sampling [0]", [this](const std::string& value) {
-    options_.sampling.seed =
-        parse_integer<uint64_t>("--seed", value, 0, std::numeric_limits<uint64_t>::max());
+    options_.sampling.seed = parse_seed(value);
   })->type_name("N");
   app_.add_option("--stop", options_.stop, "Stop before this text (may be repeated)")
       ->expected(1)

@@ -47,7 +47,7 @@ def run(*args):
         (["-b", "0"], '--batch-size is "0"'),
         (["-s", "x"], '--seed is "x"'),
         (["--threads", "1025"], '--threads is "1025", expected an integer from 1 to 1024'),
-        (["-s", "-1"], '--seed is "-1", expected an integer of 0 or more'),
+        (["-s", "-1"], '--seed is "-1", expected an integer from 0 to 18446744073709551615'),
         (["-s", str(2**64)], f"expected an integer from 0 to {2**64 - 1}"),
         (["--stop", ""], '--stop is "", expected a text of at least one character'),
         (["--stop", b"a\xff"], '--stop is "a\\xff", expected a text in valid UTF-8'),
