@@ -193,8 +193,9 @@ void Parser::add_generation() {
   });
   text("--date", "Date in the system message of chats, YYYY-MM-DD [today]",
        [this](const std::string& v) { options_.date = v; });
-  app_.add_flag("--chat-template", options_.chat_template, "generate: render the prompt as a chat");
-  app_.add_flag("--show-reasoning", options_.show_reasoning, "chat: show the analysis channel");
+  app_.add_flag("--chat-template", options_.chat_template,
+                "generate: render the prompt as a chat, print the final channel");
+  app_.add_flag("--show-reasoning", options_.show_reasoning, "chats: show the analysis channel too");
   app_.add_flag("--strict-utf8", options_.strict_utf8, "Refuse prompts that are not valid UTF-8");
 }
 

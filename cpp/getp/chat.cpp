@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "getp/session.h"
+#include "getp/stop_text.h"
 
 namespace trivium::getp {
 
@@ -38,21 +39,32 @@ Request chat_request(const Model& model, const std::vector<io::HarmonyMessage>& 
   request.stop_ids.erase(std::unique(request.stop_ids.begin(), request.stop_ids.end()),
                          request.stop_ids.end());
   request.keep_state = true;
+  request.harmony = true;
   return request;
 }
 
-ChatReply parse_chat_reply(const Model& model, std::span<const int32_t> generated) {
+ChatReply parse_chat_reply(const Model& model, std::span<const int32_t> generated,
+                           const std::vector<std::string>& stop) {
   io::HarmonyParser parser(tokenizer_of(model));
-  for (const int32_t id : generated) parser.push(id);
-  parser.finish();
+  StopText text(tokenizer_of(model), stop, true);
   ChatReply reply;
+  for (const int32_t id : generated) {
+    parser.push(id);
+    reply.text += text.push(id);
+  }
+  parser.finish();
+  reply.text += text.finish();
+  reply.analysis = text.analysis();
   reply.messages = parser.messages();
-  for (const io::HarmonyMessage& message : reply.messages) {
-    if (message.channel == "analysis") {
-      reply.analysis += message.content;
-    } else if (message.recipient.empty() && message.channel != "commentary") {
-      reply.text += message.content;
-    }
+
+  size_t beyond = 0;  // bytes of the messages that lie behind the stop string's beginning
+  for (const auto& m : reply.messages) beyond += io::is_answer(m.channel, m.recipient) ? m.content.size() : 0;
+  beyond -= reply.text.size();
+  for (auto m = reply.messages.rbegin(); beyond > 0 && m != reply.messages.rend(); ++m) {
+    if (!io::is_answer(m->channel, m->recipient)) continue;
+    const size_t cut = std::min(beyond, m->content.size());
+    m->content.resize(m->content.size() - cut);
+    beyond -= cut;
   }
   return reply;
 }

@@ -3,62 +3,17 @@
 
 #include <cstdio>
 
+#include "getp/answer_writer.h"
 #include "getp/driver.h"
 #include "getp/files.h"
 #include "getp/job.h"
 #include "getp/session.h"
-#include "getp/terminal.h"
 
 namespace trivium::getp {
 
 namespace {
 
-constexpr std::string_view kDim = "\033[2m", kPlain = "\033[0m";
 constexpr int64_t kChatPositions = 32768;  // of a conversation, when --steps is not given
-
-// Writes an answer as it comes: the final channel, and the analysis (dimmed on a terminal) when asked for.
-class Writer {
- public:
-  Writer(const io::Tokenizer& tokenizer, bool show_reasoning)
-      : parser_(tokenizer), show_reasoning_(show_reasoning), colour_(takes_colour(STDOUT_FILENO)) {}
-
-  // An answer that is interrupted must not leave the terminal dimmed.
-  ~Writer() {
-    if (!colour_ || channel_.empty() || channel_ == "final") return;
-    [[maybe_unused]] const ssize_t written = ::write(STDOUT_FILENO, kPlain.data(), kPlain.size());
-  }
-  Writer(const Writer&) = delete;
-  Writer& operator=(const Writer&) = delete;
-
-  void push(int32_t id) { write(parser_.push(id)); }
-  void finish() {
-    write(parser_.finish());
-    change_to("");
-    if (last_ != '\n') print("\n");
-  }
-
- private:
-  void write(const io::HarmonyDelta& delta) {
-    if (delta.text.empty()) return;
-    const bool final = delta.channel != "analysis" && delta.channel != "commentary";
-    if (!final && !show_reasoning_) return;
-    change_to(final ? "final" : delta.channel);
-    print(delta.text);
-    last_ = delta.text.back();
-  }
-
-  void change_to(const std::string& channel) {
-    if (channel == channel_) return;
-    if (!channel_.empty() && channel_ != "final") print(concat(colour_ ? kPlain : "", "\n"));
-    if (!channel.empty() && channel != "final") print(concat(colour_ ? kDim : "", "[", channel, "] "));
-    channel_ = channel;
-  }
-
-  io::HarmonyParser parser_;
-  bool show_reasoning_, colour_;
-  std::string channel_;
-  char last_ = '\n';
-};
 
 class Chat {
  public:
@@ -93,11 +48,10 @@ class Chat {
       return;
     }
     const auto stream = engine_.stream(std::move(request));
-    Writer writer(*model_->tokenizer(), options_.show_reasoning);
-    while (const auto piece = stream->next(&cancel))
-      if (piece->token >= 0) writer.push(piece->token);
+    AnswerWriter writer(*model_->tokenizer(), options_.show_reasoning);
+    while (const auto piece = stream->next(&cancel)) writer.push(*piece);
     writer.finish();
-    messages.push_back(make_message("assistant", parse_chat_reply(*model_, stream->result().tokens).text));
+    messages.push_back(make_message("assistant", stream->result().text));
     messages_ = std::move(messages);
     if (stream->result().finish_reason == FinishReason::length)
       std::fprintf(stderr, "(the answer was cut off: --steps or --max-tokens is reached)\n");

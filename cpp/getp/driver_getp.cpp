@@ -146,13 +146,14 @@ void Job::resume(std::vector<Request>& requests, std::vector<size_t>& open) {
     result.finish_reason = record.finish_reason;
     result.completion_tokens = static_cast<int64_t>(record.tokens.size());
     if (requests[i].want_text && model_->tokenizer()) {
-      StopText text(*model_->tokenizer(), requests[i].stop);
+      StopText text(*model_->tokenizer(), requests[i].stop, requests[i].harmony);
       for (const int32_t id : record.tokens) {
         const auto& ids = requests[i].stop_ids;
         const bool stop_id = !requests[i].ignore_eos && std::find(ids.begin(), ids.end(), id) != ids.end();
         if (!stop_id) result.text += text.push(id);
       }
       result.text += text.finish();
+      if (requests[i].harmony) result.analysis = text.analysis();
     }
     if (!done[i]) {
       ++report_.resumed_requests;

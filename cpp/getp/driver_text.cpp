@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 
 #include "core/log.h"
+#include "getp/answer_writer.h"
 #include "getp/driver.h"
 #include "getp/files.h"
 #include "getp/job.h"
@@ -67,11 +69,19 @@ int run_generate(const Options& options, const CancelToken& cancel) {
   Clock::time_point first = start;
   const auto stream = engine.stream(std::move(request));
   int64_t tokens = 0;
+  std::optional<AnswerWriter> answer;
+  if (options.chat_template) answer.emplace(*model->tokenizer(), options.show_reasoning);
   while (const auto piece = stream->next(&cancel)) {
     if (piece->token >= 0 && tokens++ == 0) first = Clock::now();
-    if (!piece->text.empty()) print(piece->text);
+    if (answer)
+      answer->push(*piece);
+    else if (!piece->text.empty())
+      print(piece->text);
   }
-  print("\n");
+  if (answer)
+    answer->finish();
+  else
+    print("\n");
   const auto end = Clock::now();
   const auto seconds = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
   const double decode = seconds(first, end);

@@ -112,7 +112,8 @@ Request make_request(const Model& model, const InputItem& item, const Options& o
   if (!item.messages.empty()) {
     std::vector<io::HarmonyMessage> messages = item.messages;
     if (!options.system.empty()) messages.insert(messages.begin(), make_message("developer", options.system));
-    request.prompt = chat_request(model, messages, harmony_options(options)).prompt;
+    request = chat_request(model, messages, harmony_options(options));
+    request.keep_state = false;
   } else if (item.ids) {
     request.prompt = *item.ids;
   } else if (!item.prompt.empty()) {
@@ -130,7 +131,8 @@ Request make_request(const Model& model, const InputItem& item, const Options& o
   if (item.min_p) request.sampling.min_p = *item.min_p;
   if (item.seed) request.sampling.seed = *item.seed;
   if (!item.stop.empty()) request.stop = item.stop;
-  request.stop_ids = batch_stop_ids(model);
+  // A conversation ends at a call of a tool too (moe.md 9.19).
+  if (!request.harmony) request.stop_ids = batch_stop_ids(model);
   return request;
 }
 
@@ -148,6 +150,7 @@ int64_t longest_length(const std::vector<InputItem>& items, const Options& optio
 uint64_t request_hash(const Request& r) {
   Hasher hash;
   hash.values(r.prompt).value(r.max_tokens).value(r.max_positions).values(r.stop_ids).value(r.ignore_eos);
+  hash.value(r.harmony);
   hash.value(r.sampling.temperature).value(r.sampling.seed);
   if (r.sampling.temperature > 0)
     hash.value(r.sampling.top_p).value(r.sampling.top_k).value(r.sampling.min_p);

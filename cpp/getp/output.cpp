@@ -56,13 +56,9 @@ std::string format_result(FileKind kind, const std::string& custom_id, const Res
     return line;
   }
   io::JsonWriter json;
-  json.begin_object()
-      .key("custom_id")
-      .string(custom_id)
-      .key("text")
-      .string(result.text)
-      .key("tokens")
-      .begin_array();
+  json.begin_object().key("custom_id").string(custom_id).key("text").string(result.text);
+  if (result.analysis) json.key("analysis").string(*result.analysis);
+  json.key("tokens").begin_array();
   for (const int32_t id : result.tokens) json.integer(id);
   json.end_array().key("finish_reason").string(name_of(result.finish_reason));
   json.key("prompt_tokens")

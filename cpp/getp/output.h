@@ -11,7 +11,8 @@
 namespace trivium::getp {
 
 // Without the line feed. Text: the ids separated by single spaces. JSONL: {"custom_id", "text", "tokens",
-// "finish_reason", "prompt_tokens", "completion_tokens", "error"}.
+// "finish_reason", "prompt_tokens", "completion_tokens", "error"}, and "analysis" after "text" for a
+// conversation.
 std::string format_result(FileKind kind, const std::string& custom_id, const Result& result);
 
 // Calls on_line(line number from 0, ids) for every line of an output file (either kind). InvalidArgument

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,8 +17,9 @@ struct Request {
   int64_t max_positions = 0;      // most prompt + generated tokens (getp's --steps); 0: the model's maximum
   ops::SamplingParams sampling;   // seed default 0
   std::vector<int32_t> stop_ids;  // generation ends after one of these; it is part of Result::tokens
-  std::vector<std::string> stop;  // generation ends when the text contains one of these
+  std::vector<std::string> stop;  // generation ends when Result::text contains one of these
   bool ignore_eos = false;        // disregard stop_ids (stop strings still count)
+  bool harmony = false;           // what is generated is an assistant's message of a conversation
   bool want_text = true;          // fill Result::text (needs a tokenizer; without one it stays empty)
   bool keep_state = false;        // keep the prompt's state for a later request that extends the prompt
 };
@@ -27,7 +29,9 @@ const char* name_of(FinishReason reason);  // "stop", "length", ...
 
 struct Result {
   std::vector<int32_t> tokens;  // generated ids, the stop id included
-  std::string text;             // without special tokens, cut before a stop string; always valid UTF-8
+  std::string text;  // without special tokens, cut before a stop string; always valid UTF-8; of a harmony
+                     // request the final channel alone
+  std::optional<std::string> analysis;  // of a harmony request: that channel
   FinishReason finish_reason = FinishReason::cancelled;
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;  // = tokens.size()

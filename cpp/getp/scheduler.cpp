@@ -101,7 +101,7 @@ void Scheduler::submit(int64_t id, Request request) {
   }
   const auto& tokenizer = model_->tokenizer();
   if (tokenizer && (sequence->request.want_text || !sequence->request.stop.empty()))
-    sequence->text.emplace(*tokenizer, sequence->request.stop);
+    sequence->text.emplace(*tokenizer, sequence->request.stop, sequence->request.harmony);
   waiting_.push_back(std::move(sequence));
 }
 
@@ -348,6 +348,7 @@ void Scheduler::finish(Sequence& s, FinishReason reason) {
     StreamPiece rest{.token = -1, .text = s.text->finish()};
     s.result.text += rest.text;
     if (!rest.text.empty() && events_.on_piece) events_.on_piece(s.id, rest);
+    if (s.request.harmony) s.result.analysis = s.text->analysis();
   }
   s.result.finish_reason = reason;
   s.result.completion_tokens = static_cast<int64_t>(s.result.tokens.size());

@@ -107,18 +107,20 @@ class TokenStream {
 Request text_request(const Model& model, std::string_view prompt);
 
 // A conversation rendered as harmony, ready to generate the assistant's next message: stop ids are the
-// model's and <|return|>, <|call|>; keep_state is set. InvalidArgument when the tokenizer has no harmony
-// tokens.
+// model's and <|return|>, <|call|>; keep_state and harmony are set. InvalidArgument when the tokenizer has no
+// harmony tokens.
 Request chat_request(const Model& model, const std::vector<io::HarmonyMessage>& messages,
                      const io::HarmonyOptions& options = {});
 
-// An assistant's answer taken apart. Never throws on what the model wrote.
+// An assistant's answer taken apart; the final channel is cut before the first of the stop strings. Never
+// throws on what the model wrote.
 struct ChatReply {
   std::string text;                          // final channel, joined
   std::string analysis;                      // analysis channel, joined
   std::vector<io::HarmonyMessage> messages;  // everything, tool calls included
 };
-ChatReply parse_chat_reply(const Model& model, std::span<const int32_t> generated);
+ChatReply parse_chat_reply(const Model& model, std::span<const int32_t> generated,
+                           const std::vector<std::string>& stop);
 
 // Logits of every position, f32 [ids, vocab_size] on the CPU, computed in chunks with states of their own.
 // InvalidArgument when `ids` is empty, too long, or has an id outside the vocabulary.

@@ -15,6 +15,11 @@ size_t open_tail(const std::string& text, const std::string& stop) {
 
 }  // namespace
 
+StopText::StopText(const io::Tokenizer& tokenizer, std::vector<std::string> stops, bool harmony)
+    : decoder_(tokenizer), stops_(std::move(stops)) {
+  if (harmony) parser_.emplace(tokenizer);
+}
+
 std::string StopText::add(std::string piece) {
   held_ += piece;
   size_t cut = std::string::npos;
@@ -32,11 +37,20 @@ std::string StopText::add(std::string piece) {
   return out;
 }
 
-std::string StopText::push(int32_t id) { return stopped_ ? "" : add(decoder_.push(id)); }
+std::string StopText::answer(io::HarmonyDelta delta) {
+  if (io::is_answer(delta.channel, delta.recipient)) return std::move(delta.text);
+  if (delta.channel == "analysis") analysis_ += delta.text;
+  return "";
+}
+
+std::string StopText::push(int32_t id) {
+  if (stopped_) return "";
+  return add(parser_ ? answer(parser_->push(id)) : decoder_.push(id));
+}
 
 std::string StopText::finish() {
   if (stopped_) return "";
-  std::string out = add(decoder_.finish());
+  std::string out = add(parser_ ? answer(parser_->finish()) : decoder_.finish());
   out += held_;
   held_.clear();
   return out;

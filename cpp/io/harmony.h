@@ -54,9 +54,13 @@ bool has_harmony_tokens(const Tokenizer& tokenizer);
 
 // One piece of streamed output: text that belongs to the message being written.
 struct HarmonyDelta {
-  std::string channel;  // of the message: "analysis", "commentary", "final" or what the model wrote
+  std::string channel;    // of the message: "analysis", "commentary", "final" or what the model wrote
+  std::string recipient;  // of the message: the tool it calls, empty for the user
   std::string text;
 };
+
+// What a person is meant to read: neither analysis nor commentary, and not a call of a tool.
+bool is_answer(std::string_view channel, std::string_view recipient);
 
 // Token-driven; starts inside the header of an assistant message. Never throws on model output.
 class HarmonyParser {

@@ -80,7 +80,7 @@ struct HarmonyParser::State {
 
   static HarmonyDelta add(HarmonyMessage& to, std::string piece) {
     to.content += piece;
-    return {to.channel, std::move(piece)};
+    return {to.channel, to.recipient, std::move(piece)};
   }
 
   void open() {
@@ -176,6 +176,10 @@ struct HarmonyParser::State {
   HarmonyMessage current;  // header of the message whose content is being read, and the content
   std::vector<HarmonyMessage> messages;
 };
+
+bool is_answer(std::string_view channel, std::string_view recipient) {
+  return recipient.empty() && channel != "analysis" && channel != "commentary";
+}
 
 HarmonyParser::HarmonyParser(const Tokenizer& tokenizer) : state_(std::make_unique<State>(tokenizer)) {}
 HarmonyParser::~HarmonyParser() = default;

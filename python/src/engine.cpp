@@ -202,10 +202,10 @@ void register_engine(py::module_& m) {
           py::arg("messages"), py::arg("reasoning"), py::arg("current_date"), release())
       .def(
           "parse_chat_reply",
-          [](const Engine& e, const std::vector<int32_t>& generated) {
-            return getp::parse_chat_reply(e.model(), generated);
+          [](const Engine& e, const std::vector<int32_t>& generated, const std::vector<std::string>& stop) {
+            return getp::parse_chat_reply(e.model(), generated, stop);
           },
-          py::arg("generated"), release())
+          py::arg("generated"), py::arg("stop"), release())
       .def_property_readonly(
           "tokenizer",
           [](const Engine& e) { return std::const_pointer_cast<io::Tokenizer>(e.model().tokenizer()); },

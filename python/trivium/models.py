@@ -194,7 +194,7 @@ class Model:
         result = self._engine.generate([request], on_progress)[0]
         if result.error:
             raise _core.Error(result.error)
-        reply = self._engine.parse_chat_reply(result.tokens)
+        reply = self._engine.parse_chat_reply(result.tokens, request.stop)
         return ChatResult(
             text=reply.text,
             analysis=reply.analysis,
