@@ -19,7 +19,7 @@ const io::Tokenizer& tokenizer_of(const Model& model) {
 
 Request text_request(const Model& model, std::string_view prompt) {
   Request request;
-  request.prompt = tokenizer_of(model).encode(prompt);
+  request.prompt = tokenizer_of(model).encode(prompt, {.add_special_tokens = true});
   TRIVIUM_CHECK(!request.prompt.empty(), "the prompt is empty");
   request.stop_ids = model.info().stop_ids;
   return request;

@@ -46,7 +46,8 @@ Request generate_request(const Model& model, const Options& options) {
                   "\" has no tokenizer: name one with --tokenizer");
     request = text_request(model, prompt);
     if (options.strict_utf8)
-      request.prompt = model.tokenizer()->encode(prompt, {.parse_special = false, .strict_utf8 = true});
+      request.prompt = model.tokenizer()->encode(
+          prompt, {.parse_special = false, .strict_utf8 = true, .add_special_tokens = true});
   }
   apply_limits(options, request);
   return request;

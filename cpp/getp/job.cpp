@@ -120,8 +120,9 @@ Request make_request(const Model& model, const InputItem& item, const Options& o
     TRIVIUM_CHECK(
         model.tokenizer() != nullptr, "\"", model.info().path,
         "\" has no tokenizer: name one with --tokenizer, or give JSONL lines whose prompt is a list of ids");
-    request.prompt =
-        model.tokenizer()->encode(item.prompt, {.parse_special = false, .strict_utf8 = options.strict_utf8});
+    request.prompt = model.tokenizer()->encode(
+        item.prompt,
+        {.parse_special = false, .strict_utf8 = options.strict_utf8, .add_special_tokens = true});
   }
   apply_limits(options, request);
   if (item.max_tokens) request.max_tokens = *item.max_tokens;

@@ -20,20 +20,61 @@ constexpr int64_t kMaxFileBytes = 128 << 20;
 constexpr size_t kMaxSpecialBytes = 512;
 constexpr size_t kMaxTextBytes = size_t{1} << 31;
 
+// Tokens that stand in text as they are.
+class Literals {
+ public:
+  explicit Literals(Vocabulary&& tokens) : tokens_(std::move(tokens)) {
+    for (int32_t id = 0; id < tokens_.size(); ++id)
+      if (tokens_.has(id)) add(tokens_.bytes(id));
+    std::sort(lengths_.rbegin(), lengths_.rend());
+    lengths_.erase(std::unique(lengths_.begin(), lengths_.end()), lengths_.end());
+  }
+
+  const Vocabulary& tokens() const { return tokens_; }
+  bool empty() const { return lengths_.empty(); }
+
+  int32_t longest_at(std::string_view text, size_t at) const {  // -1: none
+    const size_t left = text.size() - at;
+    if (!begins_[pair_of(text[at], left > 1 ? text[at + 1] : '\0')]) return -1;
+    for (const size_t length : lengths_) {
+      if (length > left) continue;
+      if (const int32_t id = tokens_.find(text.substr(at, length)); id >= 0) return id;
+    }
+    return -1;
+  }
+
+ private:
+  static size_t pair_of(char first, char second) {
+    return static_cast<size_t>(static_cast<unsigned char>(first)) << 8 | static_cast<unsigned char>(second);
+  }
+
+  void add(std::string_view token) {
+    lengths_.push_back(token.size());
+    if (token.size() > 1) begins_.set(pair_of(token[0], token[1]));
+    for (int second = 0; token.size() == 1 && second < 256; ++second)
+      begins_.set(pair_of(token[0], static_cast<char>(second)));
+  }
+
+  Vocabulary tokens_;
+  std::bitset<1 << 16> begins_;  // by their first two bytes
+  std::vector<size_t> lengths_;  // falling
+};
+
 class BpeTokenizer final : public Tokenizer {
  public:
   explicit BpeTokenizer(TokenizerParts&& parts)
       : ordinary_(std::move(parts.ordinary)),
         specials_(std::move(parts.specials)),
+        added_(std::move(parts.added)),
+        added_normalized_(std::move(parts.added_normalized)),
+        prefix_(std::move(parts.prefix)),
+        suffix_(std::move(parts.suffix)),
         bpe_(ordinary_, parts.merges, parts.whole_pieces, parts.name),
         splitter_(parts.split_pattern, parts.name),
         nfc_(parts.nfc) {
-    for (int32_t id = 0; id < specials_.size(); ++id) {
-      if (specials_.has(id)) add_special(id, parts.name);
-    }
-    std::sort(special_lengths_.rbegin(), special_lengths_.rend());
-    special_lengths_.erase(std::unique(special_lengths_.begin(), special_lengths_.end()),
-                           special_lengths_.end());
+    check_specials(parts.name);
+    check_added(added_.tokens(), parts.name);
+    check_added(added_normalized_.tokens(), parts.name);
   }
 
   std::vector<int32_t> encode(std::string_view bytes, const EncodeOptions& options) const override {
@@ -45,67 +86,103 @@ class BpeTokenizer final : public Tokenizer {
     }
     std::vector<int32_t> ids;
     ids.reserve(bytes.size() / 4 + 1);
-    size_t from = 0;
-    for (size_t at = 0; options.parse_special && at < bytes.size();) {
-      const int32_t special = special_at(bytes, at);
-      if (special < 0) {
-        ++at;
-        continue;
-      }
-      encode_ordinary(bytes.substr(from, at - from), ids);
-      ids.push_back(special);
-      at += specials_.bytes(special).size();
-      from = at;
+    if (options.add_special_tokens) ids = prefix_;
+    const auto encode_rest = [&](std::string_view rest) { encode_text(rest, ids); };
+    if (!options.parse_special) {
+      cut_out(bytes, added_, nullptr, ids, encode_rest);
+    } else {
+      cut_out(bytes, specials_, &added_, ids, encode_rest);
     }
-    encode_ordinary(bytes.substr(from), ids);
+    if (options.add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
     return ids;
   }
 
   std::string decode(std::span<const int32_t> ids, bool with_specials) const override {
     std::string out;
     for (const int32_t id : ids) {
-      if (with_specials || !specials_.has(id)) out += token_bytes(id);
+      if (with_specials || !is_special(id)) out += token_bytes(id);
     }
     return out;
   }
 
   std::string_view token_bytes(int32_t id) const override {
-    return specials_.has(id) ? specials_.bytes(id) : ordinary_.bytes(id);
+    for (const Literals* literals : {&specials_, &added_, &added_normalized_})
+      if (literals->tokens().has(id)) return literals->tokens().bytes(id);
+    return ordinary_.bytes(id);
   }
-  bool is_special(int32_t id) const override { return specials_.has(id); }
+  bool is_special(int32_t id) const override { return specials_.tokens().has(id); }
   std::optional<int32_t> special_id(std::string_view name) const override {
-    const int32_t id = specials_.find(name);
+    const int32_t id = specials_.tokens().find(name);
     return id < 0 ? std::nullopt : std::optional(id);
   }
-  int32_t vocab_size() const override { return std::max(ordinary_.size(), specials_.size()); }
+  int32_t vocab_size() const override {
+    return std::max({ordinary_.size(), specials_.tokens().size(), added_.tokens().size(),
+                     added_normalized_.tokens().size()});
+  }
 
  private:
-  void add_special(int32_t id, const std::string& name) {
-    const std::string_view text = specials_.bytes(id);
-    const auto fail = [&](const auto&... why) {
-      throw ModelFormatError(
-          concat(name, ": special token \"", printable(text), "\" (id ", id, ") ", why...));
-    };
-    if (text.size() > kMaxSpecialBytes)
-      fail("has ", text.size(), " bytes, at most ", kMaxSpecialBytes, " are accepted");
-    if (ordinary_.has(id)) fail("has the id of ordinary token \"", printable(ordinary_.bytes(id)), "\"");
-    if (const int32_t other = ordinary_.find(text); other >= 0) fail("is also ordinary token ", other);
-    special_first_.set(static_cast<unsigned char>(text[0]));
-    special_lengths_.push_back(text.size());
-  }
-
-  int32_t special_at(std::string_view text, size_t at) const {  // the longest one there, -1: none
-    if (!special_first_[static_cast<unsigned char>(text[at])]) return -1;
-    for (const size_t length : special_lengths_) {
-      if (length > text.size() - at) continue;
-      if (const int32_t id = specials_.find(text.substr(at, length)); id >= 0) return id;
+  void check_specials(const std::string& name) const {
+    const Vocabulary& tokens = specials_.tokens();
+    for (int32_t id = 0; id < tokens.size(); ++id) {
+      if (!tokens.has(id)) continue;
+      const std::string_view text = tokens.bytes(id);
+      const auto fail = [&](const auto&... why) {
+        throw ModelFormatError(
+            concat(name, ": special token \"", printable(text), "\" (id ", id, ") ", why...));
+      };
+      if (text.size() > kMaxSpecialBytes)
+        fail("has ", text.size(), " bytes, at most ", kMaxSpecialBytes, " are accepted");
+      if (ordinary_.has(id)) fail("has the id of ordinary token \"", printable(ordinary_.bytes(id)), "\"");
+      if (const int32_t other = ordinary_.find(text); other >= 0) fail("is also ordinary token ", other);
     }
-    return -1;
   }
 
-  void encode_ordinary(std::string_view text, std::vector<int32_t>& ids) const {
-    if (!nfc_) return encode_normalized(text, ids);
-    encode_normalized(to_nfc(text), ids);
+  // An added token may repeat what the merges can make, under its own id.
+  void check_added(const Vocabulary& tokens, const std::string& name) const {
+    for (int32_t id = 0; id < tokens.size(); ++id) {
+      if (!tokens.has(id)) continue;
+      const std::string_view text = tokens.bytes(id);
+      const auto fail = [&](const auto&... why) {
+        throw ModelFormatError(
+            concat(name, ": added token \"", printable(text), "\" (id ", id, ") ", why...));
+      };
+      if (text.size() > kMaxSpecialBytes)
+        fail("has ", text.size(), " bytes, at most ", kMaxSpecialBytes, " are accepted");
+      for (const Vocabulary* others : {&ordinary_, &specials_.tokens(), &added_.tokens()})
+        if (others != &tokens && others->has(id) && others->bytes(id) != text)
+          fail("has the id of token \"", printable(others->bytes(id)), "\"");
+    }
+  }
+
+  // Appends the tokens of `first`, and of `second` where those are longer, that stand in `text`, and calls
+  // `rest` with what lies between them.
+  template <class Rest>
+  void cut_out(std::string_view text, const Literals& first, const Literals* second,
+               std::vector<int32_t>& ids, const Rest& rest) const {
+    size_t from = 0;
+    const bool any = !first.empty() || (second && !second->empty());
+    for (size_t at = 0; any && at < text.size();) {
+      int32_t id = first.longest_at(text, at);
+      if (second) {
+        const int32_t other = second->longest_at(text, at);
+        if (other >= 0 && (id < 0 || token_bytes(other).size() > token_bytes(id).size())) id = other;
+      }
+      if (id < 0) {
+        ++at;
+        continue;
+      }
+      rest(text.substr(from, at - from));
+      ids.push_back(id);
+      at += token_bytes(id).size();
+      from = at;
+    }
+    rest(text.substr(from));
+  }
+
+  void encode_text(std::string_view text, std::vector<int32_t>& ids) const {
+    const std::string normalized = nfc_ ? to_nfc(text) : std::string();
+    cut_out(nfc_ ? normalized : text, added_normalized_, nullptr, ids,
+            [&](std::string_view rest) { encode_normalized(rest, ids); });
   }
 
   void encode_normalized(std::string_view text, std::vector<int32_t>& ids) const {
@@ -117,12 +194,12 @@ class BpeTokenizer final : public Tokenizer {
     }
   }
 
-  Vocabulary ordinary_, specials_;
+  Vocabulary ordinary_;
+  Literals specials_, added_, added_normalized_;
+  std::vector<int32_t> prefix_, suffix_;
   Bpe bpe_;
   Splitter splitter_;
   bool nfc_;
-  std::bitset<256> special_first_;       // first bytes of special tokens
-  std::vector<size_t> special_lengths_;  // falling
 };
 
 struct Format {

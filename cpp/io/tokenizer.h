@@ -14,6 +14,8 @@ namespace trivium::io {
 struct EncodeOptions {
   bool parse_special = false;  // true: special-token text becomes special ids. Never for user text.
   bool strict_utf8 = false;    // true: invalid UTF-8 is an InvalidArgument naming the byte offset
+  // true: the ids that the tokenizer's template puts around a text (tokenizer.json's TemplateProcessing).
+  bool add_special_tokens = false;
 };
 
 class Tokenizer {

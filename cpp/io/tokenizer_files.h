@@ -12,10 +12,14 @@ namespace trivium::io {
 
 // What a tokenizer is made of. Ordinary and special tokens share one id space.
 struct TokenizerParts {
-  explicit TokenizerParts(const std::string& file) : name(file), ordinary(file), specials(file) {}
+  explicit TokenizerParts(const std::string& file)
+      : name(file), ordinary(file), specials(file), added(file), added_normalized(file) {}
 
   std::string name;  // of the file, for messages
   Vocabulary ordinary, specials;
+  // Ordinary tokens too, but found in text before it is split: as it came, or brought to Form C.
+  Vocabulary added, added_normalized;
+  std::vector<int32_t> prefix, suffix;       // what the template puts around a text
   std::optional<std::vector<Merge>> merges;  // by falling priority; none: ids are ranks
   bool whole_pieces = true;                  // a piece that is a token is not cut
   std::string split_pattern;

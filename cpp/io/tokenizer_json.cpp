@@ -5,9 +5,11 @@
 
 #include "core/error.h"
 #include "io/json.h"
+#include "io/nfc.h"
 #include "io/tokenizer_byte_map.h"
 #include "io/tokenizer_files.h"
 #include "io/tokenizer_pattern.h"
+#include "io/tokenizer_template.h"
 
 namespace trivium::io {
 
@@ -90,6 +92,13 @@ class Handler final : public JsonHandler {
     fill_vocabulary();
     fill_merges();
     parts_.nfc = part(top_, "normalizer") != nullptr;
+    for (int32_t id = 0; parts_.nfc && id < parts_.added_normalized.size(); ++id) {
+      const std::string_view text = parts_.added_normalized.bytes(id);
+      if (to_nfc(text) != text)
+        fail(concat("added token \"", printable(text),
+                    "\" is not in Normalization Form C, as the text will be"));
+    }
+    if (const JsonValue* post = part(top_, "post_processor")) read_post_processor(*post, parts_);
     return std::move(parts_);
   }
 
@@ -106,7 +115,7 @@ class Handler final : public JsonHandler {
   }
 
   static bool kept_at_top(const std::string& key) {
-    return key == "normalizer" || key == "pre_tokenizer" || key == "decoder";
+    return key == "normalizer" || key == "pre_tokenizer" || key == "post_processor" || key == "decoder";
   }
   const JsonValue* part(const std::map<std::string, JsonValue>& parts, const std::string& key) const {
     const auto found = parts.find(key);
@@ -214,7 +223,7 @@ class Handler final : public JsonHandler {
   void end_capture() {
     num_captured_ = 0;
     if (section_ == Section::added) {
-      add_special(captured_);
+      add_token(captured_);
     } else if (!top_.emplace(captured_key_, std::move(captured_)).second) {
       fail_repeated(captured_key_);
     }
@@ -236,7 +245,7 @@ class Handler final : public JsonHandler {
     if (merges_.size() > kMaxMerges) fail(concat("more than ", kMaxMerges, " merges"));
   }
 
-  void add_special(const JsonValue& token) {
+  void add_token(const JsonValue& token) {
     const JsonValue* id = token.find("id");
     const JsonValue* content = token.find("content");
     if (!id || !id->is_integer() || !content || !content->string())
@@ -245,11 +254,14 @@ class Handler final : public JsonHandler {
     const auto refuse = [&](const char* why) {
       fail(concat("added token \"", printable(text), "\" ", why, ", which is not supported"));
     };
-    if (!flag_of(token.find("special"), false)) refuse("is not special");
     for (const char* rule : {"single_word", "lstrip", "rstrip"}) {
       if (flag_of(token.find(rule), false)) refuse(rule);
     }
-    parts_.specials.add(id->integer(), text);
+    const bool normalized = flag_of(token.find("normalized"), false);
+    Vocabulary& tokens = flag_of(token.find("special"), false) ? parts_.specials
+                         : normalized                          ? parts_.added_normalized
+                                                               : parts_.added;
+    tokens.add(id->integer(), text);
   }
 
   void check_model() const {
@@ -323,6 +335,8 @@ class Handler final : public JsonHandler {
         fail(concat("special token \"", printable(key), "\" (id ", special, ") is also ordinary token ", id));
       }
       if (!undo_byte_map(key, bytes)) {
+        // An added token may be listed among the ordinary ones, as it is.
+        if (parts_.added.find(key) == id || parts_.added_normalized.find(key) == id) continue;
         fail(concat("token \"", printable(key), "\" (id ", id, ") has a character that stands for no byte"));
       }
       parts_.ordinary.add(id, bytes);

@@ -35,7 +35,7 @@ namespace {
 using io::Tokenizer;
 
 std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::object& text, bool parse_special,
-                            bool strict) {
+                            bool strict, bool add_special_tokens) {
   const bool is_text = py::isinstance<py::str>(text);
   if (!is_text && !py::isinstance<py::bytes>(text))
     throw py::type_error("encode: text must be str or bytes, not " +
@@ -45,7 +45,9 @@ std::vector<int32_t> encode(const Tokenizer& tokenizer, const py::object& text, 
       is_text ? py::bytes(text.attr("encode")("utf-8", strict ? "strict" : "replace")) : py::bytes(text);
   const std::string_view view = bytes;
   const py::gil_scoped_release release;
-  return tokenizer.encode(view, {.parse_special = parse_special, .strict_utf8 = strict});
+  return tokenizer.encode(
+      view,
+      {.parse_special = parse_special, .strict_utf8 = strict, .add_special_tokens = add_special_tokens});
 }
 
 std::string decode_bytes(const Tokenizer& tokenizer, const TokenIds& ids, bool with_specials) {
@@ -66,9 +68,9 @@ void register_tokenizer(py::module_& m) {
            }),
            py::arg("folder_or_file"))
       .def("encode", encode, py::arg("text"), py::kw_only(), py::arg("parse_special") = false,
-           py::arg("strict") = false,
+           py::arg("strict") = false, py::arg("add_special_tokens") = true,
            "Ids of str or bytes. Special-token text stays text unless parse_special; strict refuses invalid "
-           "UTF-8.")
+           "UTF-8; add_special_tokens adds what the file's template (TemplateProcessing) puts around a text.")
       .def(
           "decode",
           [](const Tokenizer& t, const TokenIds& ids, const std::string& errors, bool with_specials) {

@@ -165,9 +165,16 @@ class Tokenizer:
         """
         Bytes of the ids, not necessarily valid UTF-8.
         """
-    def encode(self, text: typing.Any, *, parse_special: bool = False, strict: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: typing.Any,
+        *,
+        parse_special: bool = False,
+        strict: bool = False,
+        add_special_tokens: bool = True,
+    ) -> list[int]:
         """
-        Ids of str or bytes. Special-token text stays text unless parse_special; strict refuses invalid UTF-8.
+        Ids of str or bytes. Special-token text stays text unless parse_special; strict refuses invalid UTF-8; add_special_tokens adds what the file's template (TemplateProcessing) puts around a text.
         """
     def is_special(self, id: typing.SupportsInt | typing.SupportsIndex) -> bool: ...
     def special_id(self, name: str) -> int | None:

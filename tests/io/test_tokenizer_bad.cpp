@@ -81,7 +81,25 @@ TEST(TokenizerBad, JsonContent) {
       {"\"id\": 301", "\"id\": 257", "has the id of ordinary token \"the\""},
       {"\"id\": 301", "\"id\": 99999999999", "expected 0 to"},
       {"\"id\": 301", "\"id\": \"301\"", "lacks its id or content"},
-      {"\"special\": true", "\"special\": false", "is not special"},
+      {"\"special\": true", "\"special\": false", ""},
+      {"\"added_tokens\": [", "\"added_tokens\": [{\"id\": 257, \"content\": \"zz\"},",
+       "added token \"zz\" (id 257) has the id of token \"the\""},
+      {"\"post_processor\": {", "\"post_processor\": null, \"x\": {", ""},
+      {"\"post_processor\": {", "\"post_processor\": {\"type\": \"BertProcessing\"}, \"x\": {",
+       "post_processor \"BertProcessing\" is not supported"},
+      {"\"post_processor\": {", "\"post_processor\": 7, \"x\": {",
+       "post_processor \"(no type)\" is not supported"},
+      {"\"post_processor\": {", "\"post_processor\": {\"type\": \"TemplateProcessing\"}, \"x\": {",
+       "has 0 places for a text"},
+      {"\"post_processor\": {",
+       "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": "
+       "[{\"SpecialToken\": {\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}]}, \"x\": {",
+       "has no ids for \"<s>\""},
+      {"\"post_processor\": {",
+       "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": "
+       "\"<s>\"}}], "
+       "\"special_tokens\": {\"<s>\": {\"ids\": [99999]}}}, \"x\": {",
+       "gives \"<s>\" an id that is not in the vocabulary"},
       {"\"lstrip\": false", "\"lstrip\": true", "lstrip"},
       {"{\n", "[1,\n", "expected a JSON object"},
   };
