@@ -1,4 +1,4 @@
-"""Speed of a whole model on a GPU: prefill, decode at several batch sizes, a batch job; transformers beside it.
+"""Speed of a whole model on a GPU: prefill, decode at several batch sizes, a batch job; the installed peers beside it.
 
     python bench/gpu.py CHECKPOINT [--device cuda:0] [--batches 1 8 32 128 256] [--no-peer] [--json FILE]
 
@@ -17,9 +17,11 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from gpu_peers import Transformers, Vllm, installed_peers
 from moe import decode_bytes, prompt
 
 PREFILL, CONTEXT = 2048, 64
+Peer = Transformers | Vllm
 
 
 class Ours:
@@ -38,51 +40,20 @@ class Ours:
         return time.perf_counter() - start
 
 
-class Transformers:
-    def __init__(self, folder: str, device: str):
-        import torch
-        from transformers import AutoModelForCausalLM, Mxfp4Config
-
-        self.torch, self.device = torch, device
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.bfloat16,
-            device_map=device,
-            quantization_config=Mxfp4Config(dequantize=True),
-        ).eval()
-        self.vocab = self.model.config.vocab_size
-
-    def run(self, prompts: list[list[int]], tokens: int) -> float:
-        ids = self.torch.tensor(prompts, device=self.device)
-        start = time.perf_counter()
-        with self.torch.no_grad():
-            self.model.generate(
-                ids,
-                attention_mask=self.torch.ones_like(ids),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        if self.device.startswith("cuda"):
-            self.torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-
-def prefill_rate(model: Ours | Transformers, length: int) -> float:
+def prefill_rate(model: Ours | Peer, length: int) -> float:
     return length / model.run([prompt(length, 1, model.vocab)], 1)
 
 
-def decode_rate(model: Ours | Transformers, batch: int, steps: int) -> float:
+def decode_rate(model: Ours | Peer, batch: int, steps: int) -> float:
     prompts = [prompt(CONTEXT, s, model.vocab) for s in range(batch)]
-    prefill = model.run(prompts, 1)
+    prefill = min(model.run(prompts, 1) for _ in range(2))
     seconds = model.run(prompts, 1 + steps) - prefill
     if seconds <= 0:
-        sys.exit(f"bench/gpu.py: {steps} steps at batch {batch} are too short to measure; use --steps")
+        raise RuntimeError(f"{steps} steps at batch {batch} are too short to measure; use --steps")
     return batch * steps / seconds
 
 
-def job_rate(model: Ours, requests: int, tokens: int) -> float:
+def job_rate(model: Ours | Peer, requests: int, tokens: int) -> float:
     prompts = [prompt(64 + s * 37 % 128, s, model.vocab) for s in range(requests)]
     return requests * tokens / model.run(prompts, tokens)
 
@@ -115,20 +86,31 @@ def measure(a: argparse.Namespace) -> dict:
         figures["decode_bound_tokens_per_s"] = bound
         if "1" in figures["decode_tokens_per_s"]:
             figures["decode_of_bound"] = figures["decode_tokens_per_s"]["1"] / bound
-    if not a.no_peer:
-        figures["transformers"] = peer(a)
+    figures["peers"] = {}
+    for name, (make, most) in {} if a.no_peer else installed_peers().items():
+        figures["peers"][name] = measure_peer(a, name, make, most)
     return figures
 
 
-def peer(a: argparse.Namespace) -> dict:
-    model = Transformers(a.checkpoint, "cpu" if a.device == "cpu" else "cuda")
-    figures = {"prefill_tokens_per_s": median_of(lambda: prefill_rate(model, a.prefill), 2)}
-    report("transformers, prefill", figures["prefill_tokens_per_s"])
-    for batch in [b for b in a.batches if b <= 32]:
-        rate = median_of(lambda batch=batch: decode_rate(model, batch, min(a.steps, 16)), 2)
-        figures[f"decode_{batch}_tokens_per_s"] = rate
-        report(f"transformers, decode, batch {batch}", rate)
-    return figures
+def measure_peer(a: argparse.Namespace, name: str, make: type, most: int) -> dict:
+    """Rates under the keys that ours have. A peer that fails is reported and does not take our figures along."""
+    try:
+        model = make(a.checkpoint, "cpu" if a.device == "cpu" else "cuda")
+        figures: dict = {"decode_tokens_per_s": {}}
+        figures["prefill_tokens_per_s"] = median_of(lambda: prefill_rate(model, a.prefill), 2)
+        report(f"{name}, prefill", figures["prefill_tokens_per_s"])
+        for batch in [b for b in a.batches if b <= most]:
+            rate = median_of(lambda batch=batch: decode_rate(model, batch, a.peer_steps), 2)
+            figures["decode_tokens_per_s"][str(batch)] = rate
+            report(f"{name}, decode, batch {batch}", rate)
+        if most >= a.requests:
+            figures["job_tokens_per_s"] = job_rate(model, a.requests, a.job_tokens)
+            report(f"{name}, batch job", figures["job_tokens_per_s"])
+        return figures
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"  {name} could not be measured: {why}", flush=True)
+        return {"error": why}
 
 
 def report(what: str, rate: float) -> None:
@@ -142,17 +124,21 @@ def main() -> None:
     ap.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 128, 256])
     ap.add_argument("--prefill", type=int, default=PREFILL)
     ap.add_argument("--steps", type=int, default=64)
+    ap.add_argument("--peer-steps", type=int, default=16)
     ap.add_argument("--requests", type=int, default=256)
     ap.add_argument("--job-tokens", type=int, default=128)
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--bandwidth", type=float, help="GB/s of the device")
-    ap.add_argument("--no-peer", action="store_true", help="leave transformers out")
+    ap.add_argument("--no-peer", action="store_true", help="leave the peers out")
     ap.add_argument("--allow-cpu", action="store_true")
     ap.add_argument("--json", type=Path, help="write the figures here too")
     a = ap.parse_args()
     if a.device.startswith("emu") or (a.device == "cpu" and not a.allow_cpu):
         sys.exit(f"bench/gpu.py measures GPUs, not {a.device}")
-    figures = measure(a)
+    try:
+        figures = measure(a)
+    except RuntimeError as error:
+        sys.exit(f"bench/gpu.py: {error}")
     if figures["device"] == "cpu" and not a.allow_cpu:
         sys.exit("bench/gpu.py: no GPU was found; these are no GPU figures")
     print(json.dumps(figures, indent=1))

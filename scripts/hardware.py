@@ -7,8 +7,8 @@ build     the wheel and the tests, for the architecture of the GPU in this machi
 test      ctest (the entries of the device, and what they share) and pytest with the device
 sanitize  compute-sanitizer memcheck and racecheck on chosen op tests (NVIDIA)
 bench     kernels beside the roof, then a model with the shapes of gpt-oss-20b: prefill, decode, a batch job,
-          transformers in bfloat16 in the same run; a training step of the reference LUT language model; the
-          mLSTM's passes beside mlstm_kernels' Triton kernels
+          transformers in bfloat16 and vLLM in the same run where they are installed; a training step of the
+          reference LUT language model; the mLSTM's passes beside mlstm_kernels' Triton kernels
 Needs no network when .hardware-kit lies here (`make hardware-kit` on another machine makes it).
 """
 
@@ -264,18 +264,30 @@ def tables(rows: list[dict], model: dict) -> str:
             "",
             f"Model with {model['layers']} layers, tokens/s:",
             "",
-            "| case | trivium | transformers bf16 |",
+            *peer_table(model),
         ]
-        lines += ["|---|---|---|"]
-        theirs = model.get("transformers", {})
-        cases = [("prefill", model["prefill_tokens_per_s"], theirs.get("prefill_tokens_per_s"))]
-        for batch, rate in model["decode_tokens_per_s"].items():
-            cases.append((f"decode, batch {batch}", rate, theirs.get(f"decode_{batch}_tokens_per_s")))
-        cases.append((f"batch job, {model['job_requests']} requests", model["job_tokens_per_s"], None))
-        lines += [f"| {n} | {ours:.0f} | {f'{peer:.0f}' if peer else '-'} |" for n, ours, peer in cases]
         if "decode_of_bound" in model:
             lines += ["", f"Decode at batch 1 is {model['decode_of_bound']:.2f} of the bandwidth's bound."]
     return "\n".join(lines) + "\n"
+
+
+def peer_table(model: dict) -> list[str]:
+    """Ours and every peer that was installed, tokens/s; a peer that failed says why."""
+    peers = {name: figures for name, figures in model["peers"].items() if "error" not in figures}
+    lines = [
+        " | ".join(["| case", "trivium", *peers]) + " |",
+        "|---" * (2 + len(peers)) + "|",
+    ]
+    cases = {"prefill": lambda f: f["prefill_tokens_per_s"]}
+    for batch in model["decode_tokens_per_s"]:
+        cases[f"decode, batch {batch}"] = lambda f, batch=batch: f["decode_tokens_per_s"].get(batch)
+    cases[f"batch job, {model['job_requests']} requests"] = lambda f: f.get("job_tokens_per_s")
+    for name, rate in cases.items():
+        rates = [rate(figures) for figures in (model, *peers.values())]
+        lines.append(" | ".join([f"| {name}", *(f"{r:.0f}" if r else "-" for r in rates)]) + " |")
+    failed = {name: figures["error"] for name, figures in model["peers"].items() if "error" in figures}
+    lines += [f"\n{name} could not be measured: {why}" for name, why in failed.items()]
+    return lines
 
 
 def main() -> int:
@@ -284,7 +296,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     parser.add_argument("--device", choices=["cuda", "hip"])
     parser.add_argument("--kit", type=Path, default=ROOT / ".hardware-kit")
-    parser.add_argument("--no-peer", action="store_true", help="leave transformers out of the bench")
+    parser.add_argument("--no-peer", action="store_true", help="leave the peers out of the bench")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     options = parser.parse_args()
     kind = options.device or ("cuda" if options.dry_run else find_device())

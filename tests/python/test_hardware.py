@@ -1,17 +1,21 @@
 """What `make hardware` will run: its commands, and the LUT part of its measurements at a tiny size."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import config, oracle, write_hf
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def script(*command):
+def script(*command, **env):
     command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, **{k: str(v) for k, v in env.items()}}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
 
 
 def test_a_dry_run_names_every_measurement():
@@ -19,7 +23,7 @@ def test_a_dry_run_names_every_measurement():
     assert run.returncode == 0, run.stderr
     for part in (
         "trivium_gpu_kernels cuda:0",
-        "bench/gpu.py",
+        "bench/gpu.py ",
         "bench/gpu_lut.py --device cuda:0",
         "bench/gpu_mlstm.py --device",
     ):
@@ -116,3 +120,58 @@ target_link_libraries(uses nlohmann_json::nlohmann_json CLI11::CLI11 GTest::gtes
     for package in ("nlohmann_json", "CLI11", "GTest"):
         assert f"{package}_DIR:PATH={tmp_path}/kit/" in cache, package
     subprocess.run(["cmake", "--build", tmp_path / "build"], check=True, capture_output=True)
+
+
+STUB = """
+import types
+class SamplingParams:
+    def __init__(self, temperature, max_tokens, ignore_eos, detokenize):
+        assert temperature == 0 and ignore_eos and not detokenize
+        self.max_tokens = max_tokens
+class LLM:
+    def __init__(self, model, skip_tokenizer_init, dtype, max_model_len, gpu_memory_utilization,
+                 enable_prefix_caching, disable_log_stats):
+        hf_config = types.SimpleNamespace(vocab_size=320)
+        self.llm_engine = types.SimpleNamespace(model_config=types.SimpleNamespace(hf_config=hf_config))
+    def generate(self, prompts, params, use_tqdm):
+        import time
+        assert all(list(p) == ["prompt_token_ids"] for p in prompts)
+        time.sleep(0.01 * params.max_tokens)
+"""
+
+
+def test_the_model_part_runs_with_its_peers(tmp_path):
+    """On the CPU and a tiny model, beside a stand-in for vLLM and a peer that breaks; then the table of a report."""
+    cfg = config(320, 64, 96, 2, 4, 2, 16, 4, 2, 64)
+    folder = write_hf(tmp_path / "model", oracle.random_weights(cfg, seed=2), cfg)
+    (tmp_path / "vllm.py").write_text(STUB)
+    (tmp_path / "transformers.py").write_text("raise RuntimeError('built for\\nanother machine')")
+    sizes = "--batches 1 2 --prefill 16 --steps 400 --requests 4 --job-tokens 4 --rounds 1".split()
+    figures = tmp_path / "figures.json"
+    run = script(
+        "bench/gpu.py",
+        folder,
+        "--device",
+        "cpu",
+        "--allow-cpu",
+        *sizes,
+        "--json",
+        figures,
+        PYTHONPATH=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    model = json.loads(figures.read_text())
+    peers = model["peers"]
+    assert set(peers) == {"transformers", "vllm"}
+    assert 0 < peers["vllm"]["decode_tokens_per_s"]["1"] < 200  # 10 ms a token
+    for measured in (model, peers["vllm"]):
+        assert measured["prefill_tokens_per_s"] > 0 and set(measured["decode_tokens_per_s"]) == {"1", "2"}
+    assert "transformers could not be measured: RuntimeError: built for" in run.stdout
+
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import hardware
+
+    table = "\n".join(hardware.peer_table(model))
+    assert table.startswith("| case | trivium | vllm |\n|---|---|---|\n| prefill | ")
+    assert "| batch job, 4 requests | " in table
+    assert table.endswith("\ntransformers could not be measured: RuntimeError: built for")
