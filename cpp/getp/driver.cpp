@@ -56,7 +56,7 @@ void end_terminal_line(const Options& options) {
 }
 
 int fail(int code, const char* message) {
-  std::fprintf(stderr, "getp: %s\n", message);
+  std::fprintf(stderr, "getp: %s\n", one_line(message).c_str());  // a path may hold a line feed
   return code;
 }
 
