@@ -102,3 +102,32 @@ def test_a_chat_ends_by_interrupt_end_of_file_and_command(model):
         else:
             terminal.process.send_signal(ending)
         assert terminal.finish()[0] == code
+
+
+def test_an_interrupt_while_the_command_starts_prints_no_traceback(model, tmp_path):
+    """Whatever the signal hits: the script that looks for the driver, or the driver before it has handlers."""
+    source = text_input(tmp_path / "in.txt", [f"{p} {i}" for i in range(40) for p in PROMPTS])
+    command = [
+        getp_binary(),
+        "getp",
+        model,
+        "-i",
+        source,
+        "-o",
+        tmp_path / "out.txt",
+        "-q",
+        "--max-tokens",
+        "200",
+    ]
+    codes = []
+    for i in range(24):
+        process = subprocess.Popen(
+            [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        )
+        time.sleep(0.01 * (1 + i % 8))
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1]
+        codes.append(process.returncode)
+        assert b"Traceback" not in stderr and b"python" not in stderr, stderr.decode()
+        assert process.returncode in (130, -signal.SIGINT)  # 130 to a shell
+    assert 130 in codes
