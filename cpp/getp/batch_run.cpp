@@ -138,6 +138,7 @@ void Job::inference() {
   Progress progress(static_cast<int64_t>(open.size()), !options_.quiet && !options_.no_progress);
   queue_.assign(open.begin(), open.end());
   run_all(requests, progress);
+  progress.finish(generated_tokens_);
   report_.inference_seconds = seconds_since(start);
   for (const Replica& replica : replicas_) report_.scheduler += replica.scheduler->stats();
 }

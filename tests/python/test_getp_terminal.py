@@ -77,6 +77,24 @@ def test_the_progress_line_never_wraps(job, width):
     assert width == 20 or any(b"tokens/s" in line for line in updates)
 
 
+def test_a_job_of_milliseconds_shows_its_line_from_start_to_end(model, tmp_path):
+    one = text_input(tmp_path / "in.txt", ["Return", "Open"])
+    command = ["getp", model, "-i", one, "-o", tmp_path / "out.txt", "--max-tokens", "2", "--ignore-eos"]
+    code, shown = Terminal(*command, width=200).finish()
+    assert code == 0 and b"\x1b[K0 of 2 requests, 0 tokens" in shown
+    last = [line for line in shown.split(b"\r\n") if b" of 2 requests" in line][-1]
+    assert last.rpartition(b"\x1b[K")[2].startswith(b"2 of 2 requests, 4 tokens, ")
+    assert b"\x1b[K\r" not in shown and b"left" not in last
+
+
+@pytest.mark.parametrize("option", ["-q", "--no-progress"])
+def test_progress_can_be_switched_off(model, tmp_path, option):
+    one = text_input(tmp_path / "in.txt", ["Return"])
+    command = ["getp", model, "-i", one, "-o", tmp_path / "out.txt", "--max-tokens", "2", option]
+    code, shown = Terminal(*command).finish()
+    assert code == 0 and b" of 1 requests" not in shown and b"\x1b[K" not in shown
+
+
 def test_a_dumb_terminal_gets_no_escapes(job):
     code, shown = Terminal(*job, TERM="dumb").finish()
     assert code == 0 and b"requests: 480" in shown and b"\x1b" not in shown
