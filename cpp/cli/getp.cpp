@@ -384,7 +384,7 @@ int main(int argc, char** argv) {
     Parser parser(options);
     if (const int code = parser.parse({argv + 1, argv + argc}); code >= 0) return code;
   } catch (const UsageError& error) {
-    std::fprintf(stderr, "getp: %s\n", error.message.c_str());
+    std::fprintf(stderr, "getp: %s\n", trivium::one_line(error.message).c_str());
     return trivium::getp::kExitUsage;
   }
   return trivium::getp::run(options);

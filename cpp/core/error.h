@@ -67,6 +67,9 @@ std::string concat(const Args&... args) {
 // `text` shortened to `limit` bytes with control and non-ASCII bytes escaped, for use inside a message.
 std::string printable(std::string_view text, size_t limit = 80);
 
+// `text` with its control characters escaped, for a message that must stay on one line.
+std::string one_line(std::string_view text);
+
 [[noreturn]] void throw_check_failed(const char* file, int line, const std::string& message);
 
 }  // namespace trivium

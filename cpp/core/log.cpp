@@ -3,11 +3,13 @@
 #include <atomic>
 #include <cstdio>
 
+#include "core/error.h"
+
 namespace trivium {
 namespace {
 
 void print_to_stderr(LogLevel level, const char* message) {
-  std::fprintf(stderr, "%s%s\n", level == LogLevel::warning ? "warning: " : "", message);
+  std::fprintf(stderr, "%s%s\n", level == LogLevel::warning ? "warning: " : "", one_line(message).c_str());
 }
 
 std::atomic<LogSink> g_sink{print_to_stderr};

@@ -83,6 +83,10 @@ bool Tensor::is_contiguous() const {
   return true;
 }
 
+bool Tensor::is_aligned() const {
+  return reinterpret_cast<uintptr_t>(data_) % static_cast<uintptr_t>(size_of(dtype_)) == 0;
+}
+
 Tensor Tensor::reshape(const Shape& shape) const {
   TRIVIUM_CHECK(is_contiguous(), "reshape: the tensor is not contiguous");
   TRIVIUM_CHECK(shape.numel() == numel_, "reshape: ", shape_, " has ", numel_, " elements, ", shape, " has ",

@@ -37,6 +37,7 @@ class Tensor {
   Device device() const { return device_; }
   bool read_only() const { return read_only_; }
   bool is_contiguous() const;
+  bool is_aligned() const;  // data() can be read as the dtype's type
   const std::shared_ptr<void>& owner() const { return owner_; }
 
   void* data() const { return data_; }

@@ -7,6 +7,7 @@
 
 #include "core/log.h"
 #include "getp/batch_job.h"
+#include "getp/files.h"
 
 namespace trivium::getp {
 
@@ -54,7 +55,9 @@ void Job::warm_up() {
   announce(options_, devices, *cancel_);
   for (const Device device : devices) {
     plan_before_loading(device);
-    replicas_.push_back({load(options_, device, *cancel_), nullptr});
+    // A journal and a part name the weights they were made with; all replicas have the same ones.
+    const bool fingerprint = replicas_.empty() && is_plain_target(options_.output);
+    replicas_.push_back({load(options_, device, *cancel_, fingerprint), nullptr});
   }
   model_ = replicas_.front().model;
   report_.load_seconds = seconds_since(start);
@@ -72,7 +75,7 @@ void Job::warm_up() {
         warn(concat(error.what(), "; trying batch ", batch));
       }
     }
-    replica.model->warm_up();
+    replica.model->warm_up(cancel_);
   }
   report_.warm_up_seconds = seconds_since(start);
 }
@@ -135,6 +138,7 @@ void Job::inference() {
   Progress progress(static_cast<int64_t>(open.size()), !options_.quiet && !options_.no_progress);
   queue_.assign(open.begin(), open.end());
   run_all(requests, progress);
+  progress.finish(generated_tokens_);
   report_.inference_seconds = seconds_since(start);
   for (const Replica& replica : replicas_) report_.scheduler += replica.scheduler->stats();
 }

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <optional>
+#include <utility>
 
 #include "core/error.h"
 #include "core/parallel.h"
@@ -54,7 +56,7 @@ void end_terminal_line(const Options& options) {
 }
 
 int fail(int code, const char* message) {
-  std::fprintf(stderr, "getp: %s\n", message);
+  std::fprintf(stderr, "getp: %s\n", one_line(message).c_str());  // a path may hold a line feed
   return code;
 }
 
@@ -115,10 +117,18 @@ void announce(const Options& options, const std::vector<Device>& devices, const 
   std::fprintf(stderr, "%s\n", device_line(options, devices, cancel).c_str());
 }
 
-std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel) {
+std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel,
+                            bool fingerprint) {
   LoadOptions load = load_options(options, device, cancel);
-  LoadProgress progress(concat("loading onto ", device), !options.quiet && !options.no_progress);
-  load.on_progress = [&](int64_t done, int64_t total) { progress.update(done, total); };
+  const bool shown = !options.quiet && !options.no_progress;
+  std::optional<LoadProgress> progress(std::in_place, concat("loading onto ", device), shown);
+  load.on_progress = [&](int64_t done, int64_t total) { progress->update(done, total); };
+  load.fingerprint = fingerprint;
+  bool hashing = false;
+  load.on_hash_progress = [&](int64_t done, int64_t total) {
+    if (!std::exchange(hashing, true)) progress.emplace("hashing the weights for the journal", shown);
+    progress->update(done, total);
+  };
   return load_model(options.model, load);
 }
 

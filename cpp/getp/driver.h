@@ -46,8 +46,9 @@ std::string device_line(const Options& options, const std::vector<Device>& devic
 // Sets the threads and prints the device line.
 void announce(const Options& options, const std::vector<Device>& devices, const CancelToken& cancel);
 
-// Loads onto one device, with progress.
-std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel);
+// Loads onto one device, with progress; `fingerprint` as in LoadOptions.
+std::shared_ptr<Model> load(const Options& options, Device device, const CancelToken& cancel,
+                            bool fingerprint = false);
 // The same for modes that use one device: announces it first.
 std::shared_ptr<Model> load(const Options& options, const CancelToken& cancel);
 

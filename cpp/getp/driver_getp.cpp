@@ -21,6 +21,9 @@ void Job::check_files() const {
                                        {"--tokenizer", options_.tokenizer},
                                        {"the model", options_.model}};
   check_not_overwritten(output, {".tmp", ".journal", ".part", ".part.tmp"}, read);
+  if (options_.shards > 0 && !is_plain_target(options_.output))
+    throw UsageError(concat("--shard with -o ", options_.output,
+                            ", which is no file: merge needs the note that lies beside one; give -o FILE"));
   if (!options_.json) return;
   const NamedFile report{"--json", options_.json_path};
   check_not_overwritten(report, {".tmp"}, read);
@@ -252,7 +255,7 @@ int run_getp(const Options& options, const CancelToken& cancel) {
     job.write_outputfile();
   } catch (const Cancelled&) {
     const std::string note = job.kept_note();
-    std::fprintf(stderr, "interrupted%s%s\n", note.empty() ? "" : "; ", note.c_str());
+    std::fprintf(stderr, "interrupted%s%s\n", note.empty() ? "" : "; ", one_line(note).c_str());
     throw;
   } catch (const IoError& error) {
     const std::string note = job.kept_note();

@@ -55,6 +55,19 @@ std::vector<int32_t> ids_of(const JsonValue::Array& list) {
   return ids;
 }
 
+// A string, or a list of parts {"type": "text", "text": ...} that belong together.
+std::string content_of(const JsonValue& value) {
+  if (value.string()) return *value.string();
+  if (!value.array()) bad("a content", value, "a string or a list of text parts");
+  std::string content;
+  for (const JsonValue& part : *value.array()) {
+    const JsonValue* text = part.find("text");
+    if (!text || !text->string()) bad("a part of a content", part, "one with a text");
+    content += *text->string();
+  }
+  return content;
+}
+
 std::vector<io::HarmonyMessage> messages_of(const JsonValue& value) {
   if (!value.array() || value.array()->empty()) bad("messages", value, "a list of at least one message");
   std::vector<io::HarmonyMessage> messages;
@@ -63,7 +76,7 @@ std::vector<io::HarmonyMessage> messages_of(const JsonValue& value) {
     if (!role || !content) throw InvalidArgument("a message needs \"role\" and \"content\"");
     io::HarmonyMessage message;
     message.role = string_of("role", *role);
-    message.content = string_of("content", *content);
+    message.content = content_of(*content);
     if (const JsonValue* channel = entry.find("channel")) message.channel = string_of("channel", *channel);
     messages.push_back(std::move(message));
   }

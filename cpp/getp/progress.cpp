@@ -27,7 +27,9 @@ Progress::Progress(int64_t requests, bool enabled)
       enabled_(enabled),
       terminal_(is_terminal(STDERR_FILENO)),
       start_(Clock::now()),
-      last_(start_) {}
+      last_(start_) {
+  if (enabled_ && terminal_) draw(0, 0);
+}
 
 Progress::~Progress() {
   if (shown_ && terminal_) std::fputs("\r\033[K", stderr);
@@ -37,19 +39,31 @@ void Progress::update(int64_t done, int64_t tokens) {
   const auto now = Clock::now();
   if (!enabled_ || now - last_ < (terminal_ ? kTerminalEvery : kPlainEvery)) return;
   last_ = now;
+  draw(done, tokens);
+}
+
+void Progress::finish(int64_t tokens) {
+  if (!enabled_ || !terminal_) return;
+  draw(requests_, tokens);
+  std::fputs("\n", stderr);
+  shown_ = false;
+}
+
+void Progress::draw(int64_t done, int64_t tokens) {
   shown_ = true;
-  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   char left[48] = "";
-  if (done > 0) {
+  if (done > 0 && done < requests_) {
     const auto eta =
         static_cast<int64_t>(seconds * static_cast<double>(requests_ - done) / static_cast<double>(done));
     std::snprintf(left, sizeof left, ", about %lld:%02lld left", static_cast<long long>(eta / 60),
                   static_cast<long long>(eta % 60));
   }
+  const double rate = tokens > 0 ? static_cast<double>(tokens) / seconds : 0;
   char line[160];
   std::snprintf(line, sizeof line, "%lld of %lld requests, %lld tokens, %.1f tokens/s%s",
                 static_cast<long long>(done), static_cast<long long>(requests_),
-                static_cast<long long>(tokens), static_cast<double>(tokens) / seconds, left);
+                static_cast<long long>(tokens), rate, left);
   show(line, terminal_);
 }
 

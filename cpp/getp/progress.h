@@ -1,4 +1,5 @@
 // How far a batch job or a load is: one rewritten line on a terminal, else a line every 10 s. To stderr.
+// A terminal shows a job's line from its start, and keeps the last one.
 #pragma once
 
 #include <chrono>
@@ -10,12 +11,14 @@ namespace trivium::getp {
 class Progress {
  public:
   Progress(int64_t requests, bool enabled);
-  ~Progress();  // clears the terminal's line
+  ~Progress();  // clears the terminal's line, unless the job was finished
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   void update(int64_t requests_done, int64_t generated_tokens);  // as often as wanted: it limits itself
+  void finish(int64_t generated_tokens);                         // all requests are done
 
  private:
+  void draw(int64_t requests_done, int64_t generated_tokens);
   using Clock = std::chrono::steady_clock;
   int64_t requests_;
   bool enabled_, terminal_;

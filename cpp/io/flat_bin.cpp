@@ -6,7 +6,7 @@
 
 namespace trivium::io {
 
-FlatBinModel open_flat_bin(const std::string& path, LoadMode mode) {
+FlatBinModel open_flat_bin(const std::string& path, LoadMode mode, const CancelToken* cancel) {
   WeightFile file{InputFile(path), "", {}};
   file.header.resize(static_cast<size_t>(std::min(file.input.size(), kFlatBinHeaderBytes)));
   file.input.read(0, file.header.data(), static_cast<int64_t>(file.header.size()));
@@ -14,7 +14,7 @@ FlatBinModel open_flat_bin(const std::string& path, LoadMode mode) {
   file.tensors = flat_bin_tensors(header, file.input.size(), path);
   std::vector<WeightFile> files;
   files.push_back(std::move(file));
-  return {header, std::make_shared<FileArchive>(std::move(files), mode)};
+  return {header, std::make_shared<FileArchive>(std::move(files), mode, cancel)};
 }
 
 }  // namespace trivium::io

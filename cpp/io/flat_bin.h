@@ -33,7 +33,8 @@ struct FlatBinModel {
 };
 
 // ModelFormatError when a field is out of range or the file has not exactly the size the header asks for.
-FlatBinModel open_flat_bin(const std::string& path, LoadMode mode = LoadMode::automatic);
+FlatBinModel open_flat_bin(const std::string& path, LoadMode mode = LoadMode::automatic,
+                           const CancelToken* cancel = nullptr);
 
 // `start`: the first 60 bytes, or fewer in a shorter file.
 FlatBinHeader parse_flat_bin_header(std::string_view start, const std::string& file_name);

@@ -28,6 +28,25 @@ inline uint64_t hash64(std::string_view bytes, uint64_t seed = 0) {
   return mix(mix(h));
 }
 
+// As hash64, but for gigabytes: eight chains over every eighth lane keep the multiplier busy, where one waits
+// for itself. Inputs of one length that differ in one lane never collide here either.
+inline uint64_t hash64_bulk(std::string_view bytes) {
+  constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15;
+  constexpr size_t kChains = 8, kBlock = kChains * sizeof(uint64_t);
+  std::array<uint64_t, kChains> chains{};
+  for (size_t i = 0; i < kChains; ++i) chains[i] = (i + 1) * kMultiplier;
+  const uint64_t length = bytes.size();
+  for (; bytes.size() >= kBlock; bytes.remove_prefix(kBlock)) {
+    std::array<uint64_t, kChains> lanes;
+    std::memcpy(lanes.data(), bytes.data(), kBlock);
+    for (size_t i = 0; i < kChains; ++i) {
+      const uint64_t h = (chains[i] ^ lanes[i]) * kMultiplier;
+      chains[i] = h ^ (h >> 32);
+    }
+  }
+  return hash64(bytes, hash64({reinterpret_cast<const char*>(chains.data()), kBlock}, length));
+}
+
 namespace detail {
 
 constexpr std::array<uint32_t, 256> make_crc32c_table() {

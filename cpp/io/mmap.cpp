@@ -97,9 +97,10 @@ bool InputFile::is_remote() const {
   return std::find(std::begin(kRemote), std::end(kRemote), type) != std::end(kRemote);
 }
 
-void InputFile::read(int64_t offset, void* destination, int64_t bytes) const {
+void InputFile::read(int64_t offset, void* destination, int64_t bytes, const CancelToken* cancel) const {
   auto* to = static_cast<char*>(destination);
   while (bytes > 0) {
+    if (cancel) cancel->check();
     const auto wanted = static_cast<size_t>(std::min(bytes, kReadBytes));
     const ssize_t got = ::pread(descriptor_, to, wanted, offset);
     if (got < 0 && errno == EINTR) continue;
@@ -161,7 +162,8 @@ std::shared_ptr<FileBytes> FileBytes::map(const InputFile& file) {
   return bytes;
 }
 
-std::shared_ptr<FileBytes> FileBytes::read(const InputFile& file, int64_t aligned_offset) {
+std::shared_ptr<FileBytes> FileBytes::read(const InputFile& file, int64_t aligned_offset,
+                                           const CancelToken* cancel) {
   std::shared_ptr<FileBytes> bytes(new FileBytes);
   const int64_t pad = (kAlignment - aligned_offset % kAlignment) % kAlignment;
   // Huge pages halve what reading gigabytes of weights costs in address translation.
@@ -173,7 +175,7 @@ std::shared_ptr<FileBytes> FileBytes::read(const InputFile& file, int64_t aligne
   if (alignment == kHugePage) ::madvise(bytes->allocation_, static_cast<size_t>(needed), MADV_HUGEPAGE);
   char* start = static_cast<char*>(bytes->allocation_) + pad;
   ::posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_SEQUENTIAL);
-  file.read(0, start, file.size());
+  file.read(0, start, file.size(), cancel);
   bytes->data_ = start;
   bytes->size_ = file.size();
   return bytes;

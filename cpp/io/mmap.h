@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "core/cancel.h"
 #include "core/error.h"
 
 namespace trivium::io {
@@ -27,7 +28,7 @@ class InputFile {
   // On a network or user-space file system, where page faults are slow and large reads are fast.
   bool is_remote() const;
   // Exactly `bytes` from `offset`, in large sequential reads. ModelFormatError when the file ends before.
-  void read(int64_t offset, void* destination, int64_t bytes) const;
+  void read(int64_t offset, void* destination, int64_t bytes, const CancelToken* cancel = nullptr) const;
   // ModelFormatError when size or modification time are not what they were.
   void check_unchanged() const;
 
@@ -52,8 +53,10 @@ class FileBytes {
  public:
   // Read-only and private. Pages come from the disk when touched: see guarded().
   static std::shared_ptr<FileBytes> map(const InputFile& file);
-  // A copy, placed so that byte `aligned_offset` of the file lies at a multiple of 64.
-  static std::shared_ptr<FileBytes> read(const InputFile& file, int64_t aligned_offset);
+  // A copy, placed so that byte `aligned_offset` of the file lies at a multiple of 64. Cancelled when
+  // `cancel` asks.
+  static std::shared_ptr<FileBytes> read(const InputFile& file, int64_t aligned_offset,
+                                         const CancelToken* cancel = nullptr);
   ~FileBytes();
   FileBytes(const FileBytes&) = delete;
   FileBytes& operator=(const FileBytes&) = delete;

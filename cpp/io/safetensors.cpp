@@ -116,13 +116,14 @@ std::vector<WeightFile> open_folder(const fs::path& folder) {
 
 }  // namespace
 
-std::shared_ptr<TensorArchive> TensorArchive::open(const std::string& path, LoadMode mode) {
+std::shared_ptr<TensorArchive> TensorArchive::open(const std::string& path, LoadMode mode,
+                                                   const CancelToken* cancel) {
   std::vector<WeightFile> files;
   if (is_folder(path))
     files = open_folder(path);
   else
     files.push_back(open_weight_file(path));
-  return std::make_shared<FileArchive>(std::move(files), mode);
+  return std::make_shared<FileArchive>(std::move(files), mode, cancel);
 }
 
 }  // namespace trivium::io

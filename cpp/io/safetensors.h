@@ -3,12 +3,14 @@
 // Source: the safetensors format description (8-byte header length, JSON header, data).
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "core/cancel.h"
 #include "core/dtype.h"
 #include "core/shape.h"
 #include "core/tensor.h"
@@ -16,6 +18,9 @@
 namespace trivium::io {
 
 enum class LoadMode { automatic, mmap, read };  // automatic: mmap on local disks, large reads on network ones
+
+// Told how many bytes of how many are done; called by the thread that asked for the work.
+using ByteProgress = std::function<void(int64_t done, int64_t total)>;
 
 struct TensorEntry {
   std::string name;
@@ -31,19 +36,27 @@ class TensorArchive {
  public:
   // A .safetensors file, or a folder with model.safetensors, or with model.safetensors.index.json and its
   // shards (only plain file names inside the folder are followed), or with *.safetensors shards without an
-  // index (as in OpenAI's original/ folder). Maps or reads the data.
-  static std::shared_ptr<TensorArchive> open(const std::string& path, LoadMode mode = LoadMode::automatic);
+  // index (as in OpenAI's original/ folder). Maps or reads the data;
+  // `cancel` stops the reading.
+  static std::shared_ptr<TensorArchive> open(const std::string& path, LoadMode mode = LoadMode::automatic,
+                                             const CancelToken* cancel = nullptr);
 
   virtual ~TensorArchive() = default;
   virtual const std::map<std::string, TensorEntry, std::less<>>& entries() const = 0;
   bool contains(std::string_view name) const { return entries().find(name) != entries().end(); }
   // The tensor as it lies in the file: read-only, shares (and keeps alive) the mapping. ModelFormatError
-  // when it is missing, or has a dtype we do not know.
+  // when it is missing, or has a dtype we do not know. The format promises no alignment: a tensor that lies
+  // at an address its elements cannot be read from is copied.
   virtual Tensor tensor(std::string_view name) const = 0;
+  // The same without that copy: its bytes may have to be read with memcpy.
+  virtual Tensor view(std::string_view name) const = 0;
   virtual int64_t total_bytes() const = 0;                       // of all files
   virtual std::string file_of(std::string_view name) const = 0;  // path, for messages
-  // A 64-bit hash of the files' names, sizes and headers and of samples of the data; cheap on large models.
-  virtual uint64_t fingerprint() const = 0;
+  // A 64-bit hash of the files' names and of all their bytes, in parallel; the same for any number of
+  // threads. Mapped files are read through a small buffer, so that their pages do not count as this process's
+  // memory.
+  virtual uint64_t fingerprint(const CancelToken* cancel = nullptr,
+                               const ByteProgress& progress = {}) const = 0;
   // Whether the data lies in a mapping of the file, in the file system's small pages.
   virtual bool is_mapped(const Tensor& tensor) const = 0;
   // Tells the kernel that the pages of `tensor` are no longer needed (after a conversion copied them).

@@ -4,27 +4,21 @@
 #include <cstring>
 #include <filesystem>
 
+#include "core/parallel.h"
 #include "io/hash.h"
 #include "io/safetensors_header.h"
 
 namespace trivium::io {
 namespace {
 
-// A fingerprint looks at this many tensors at most, at the start, the middle and the end of each.
-constexpr size_t kSampledTensors = 4096;
-constexpr int64_t kSampleBytes = 64;
-
-uint64_t hash_samples(std::string_view data, uint64_t seed) {
-  const auto size = static_cast<int64_t>(data.size());
-  const int64_t last = std::max<int64_t>(0, size - kSampleBytes);
-  for (const int64_t offset : {int64_t{0}, last / 2, last})
-    seed = hash64(data.substr(static_cast<size_t>(offset), kSampleBytes), seed);
-  return seed;
-}
+// Hashed by one task: small enough to stay in its cache between reading and hashing.
+constexpr int64_t kHashedBytes = 1 << 20;
+// Between two calls of the progress function.
+constexpr int64_t kRound = 256;
 
 }  // namespace
 
-FileArchive::FileArchive(std::vector<WeightFile> files, LoadMode mode) {
+FileArchive::FileArchive(std::vector<WeightFile> files, LoadMode mode, const CancelToken* cancel) {
   files_.reserve(files.size());
   for (WeightFile& file : files) {
     const int index = static_cast<int>(files_.size());
@@ -41,7 +35,7 @@ FileArchive::FileArchive(std::vector<WeightFile> files, LoadMode mode) {
   }
   for (File& file : files_) {
     const bool copy = mode == LoadMode::read || (mode == LoadMode::automatic && file.input.is_remote());
-    file.bytes = copy ? FileBytes::read(file.input, static_cast<int64_t>(file.header.size()))
+    file.bytes = copy ? FileBytes::read(file.input, static_cast<int64_t>(file.header.size()), cancel)
                       : FileBytes::map(file.input);
   }
 }
@@ -56,7 +50,7 @@ const TensorEntry& FileArchive::entry(std::string_view name) const {
   throw ModelFormatError(concat(where, ": tensor \"", printable(name), "\" is missing"));
 }
 
-Tensor FileArchive::tensor(std::string_view name) const {
+Tensor FileArchive::view(std::string_view name) const {
   const TensorEntry& found = entry(name);
   const File& file = files_[static_cast<size_t>(found.file)];
   const std::optional<Dtype> dtype = dtype_of_tag(found.dtype_tag);
@@ -64,13 +58,16 @@ Tensor FileArchive::tensor(std::string_view name) const {
     throw ModelFormatError(concat(file.input.path(), ": tensor \"", printable(name), "\" has dtype \"",
                                   printable(found.dtype_tag), "\", which is not supported"));
   char* data = const_cast<char*>(file.bytes->data()) + found.begin;
-  const std::shared_ptr<void> owner = file.bytes;
-  const bool aligned = reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(size_of(*dtype)) == 0;
-  if (aligned) return Tensor::wrap(data, found.shape, *dtype, Device{}, owner, {}, true);
-  // The format does not promise alignment; elements that straddle their natural place have to be copied.
-  const Tensor copy = Tensor::empty(found.shape, *dtype);
-  guarded([&] { std::memcpy(copy.data(), data, static_cast<size_t>(copy.nbytes())); });
-  return Tensor::wrap(copy.data(), found.shape, *dtype, Device{}, copy.owner(), {}, true);
+  return Tensor::wrap(data, found.shape, *dtype, Device{}, file.bytes, {}, true);
+}
+
+Tensor FileArchive::tensor(std::string_view name) const {
+  const Tensor t = view(name);
+  if (t.is_aligned()) return t;
+  const Tensor copy = Tensor::empty(t.shape(), t.dtype());
+  guarded([&] { std::memcpy(copy.data(), t.data(), static_cast<size_t>(copy.nbytes())); });
+  drop_pages(t);
+  return Tensor::wrap(copy.data(), t.shape(), t.dtype(), Device{}, copy.owner(), {}, true);
 }
 
 int64_t FileArchive::total_bytes() const {
@@ -83,23 +80,34 @@ std::string FileArchive::file_of(std::string_view name) const {
   return files_[static_cast<size_t>(entry(name).file)].input.path();
 }
 
-uint64_t FileArchive::fingerprint() const {
-  uint64_t hash = hash64("trivium weights 1");
+uint64_t FileArchive::fingerprint(const CancelToken* cancel, const ByteProgress& progress) const {
+  const int64_t total = total_bytes();
+  int64_t done = 0;
+  uint64_t hash = hash64("trivium weights 2");
+  std::vector<uint64_t> hashes;
   for (const File& file : files_) {
-    hash = hash64(std::filesystem::path(file.input.path()).filename().string(), hash);
-    const int64_t size = file.input.size();
-    hash = hash64({reinterpret_cast<const char*>(&size), sizeof size}, hash);
-    hash = hash64(file.header, hash);
-  }
-  const size_t step = entries_.size() / kSampledTensors + 1;
-  guarded([&] {
-    size_t position = 0;
-    for (const auto& [name, tensor] : entries_) {
-      if (position++ % step != 0) continue;
-      const char* data = files_[static_cast<size_t>(tensor.file)].bytes->data() + tensor.begin;
-      hash = hash_samples({data, static_cast<size_t>(tensor.end - tensor.begin)}, hash);
+    const int64_t size = file.input.size(), chunks = (size + kHashedBytes - 1) / kHashedBytes;
+    hashes.assign(static_cast<size_t>(chunks), 0);
+    for (int64_t first = 0; first < chunks; first += kRound) {
+      const int64_t count = std::min(kRound, chunks - first);
+      parallel_for(count, [&](int64_t task, int) {
+        if (cancel) cancel->check();
+        const int64_t begin = (first + task) * kHashedBytes, bytes = std::min(kHashedBytes, size - begin);
+        std::unique_ptr<char[]> buffer;
+        if (file.bytes->is_mapped()) {
+          buffer = std::make_unique_for_overwrite<char[]>(static_cast<size_t>(bytes));
+          file.input.read(begin, buffer.get(), bytes);
+        }
+        const char* data = buffer ? buffer.get() : file.bytes->data() + begin;
+        hashes[static_cast<size_t>(first + task)] = hash64_bulk({data, static_cast<size_t>(bytes)});
+      });
+      done += std::min(count * kHashedBytes, size - first * kHashedBytes);
+      if (progress) progress(done, total);
     }
-  });
+    hash = hash64(std::filesystem::path(file.input.path()).filename().string(), hash);
+    hash = hash64({reinterpret_cast<const char*>(&size), sizeof size}, hash);
+    hash = hash64({reinterpret_cast<const char*>(hashes.data()), hashes.size() * sizeof(uint64_t)}, hash);
+  }
   return hash;
 }
 

@@ -22,13 +22,14 @@ struct WeightFile {
 class FileArchive final : public TensorArchive {
  public:
   // Loads the data of all files. A tensor name in two files is a ModelFormatError.
-  FileArchive(std::vector<WeightFile> files, LoadMode mode);
+  FileArchive(std::vector<WeightFile> files, LoadMode mode, const CancelToken* cancel);
 
   const std::map<std::string, TensorEntry, std::less<>>& entries() const override { return entries_; }
   Tensor tensor(std::string_view name) const override;
+  Tensor view(std::string_view name) const override;
   int64_t total_bytes() const override;
   std::string file_of(std::string_view name) const override;
-  uint64_t fingerprint() const override;
+  uint64_t fingerprint(const CancelToken* cancel, const ByteProgress& progress) const override;
   bool is_mapped(const Tensor& tensor) const override;
   void drop_pages(const Tensor& tensor) const override;
   void check_readable() const override;

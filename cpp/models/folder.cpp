@@ -47,14 +47,17 @@ Precision resolve(Precision precision, Device device) {
 }
 
 ModelInfo info_of(const char* model_type, const std::string& path, const std::string& config_text,
-                  const io::TensorArchive& archive, Precision precision, Device device) {
+                  const io::TensorArchive& archive, Precision precision, const LoadOptions& options) {
   ModelInfo info;
   info.model_type = model_type;
   info.path = path;
   info.precision = precision;
-  info.device = device;
+  info.device = options.device;
   info.weight_bytes = archive.total_bytes();
-  info.fingerprint = io::hash64(config_text, archive.fingerprint());
+  if (options.fingerprint) {
+    info.fingerprint = io::hash64(config_text, archive.fingerprint(options.cancel, options.on_hash_progress));
+    archive.check_unchanged();
+  }
   info.config_json = config_text;
   return info;
 }

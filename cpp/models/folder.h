@@ -21,9 +21,10 @@ std::shared_ptr<const io::Tokenizer> tokenizer_of(const std::vector<std::string>
 // What `auto` means for a family that runs in either: bfloat16 where the device multiplies it.
 Precision resolve(Precision precision, Device device);
 
-// What all families say of a model alike: everything but sizes and stops.
+// What all families say of a model alike: everything but sizes and stops. To be asked last: the fingerprint,
+// if it is wanted, reads all files.
 ModelInfo info_of(const char* model_type, const std::string& path, const std::string& config_text,
-                  const io::TensorArchive& archive, Precision precision, Device device);
+                  const io::TensorArchive& archive, Precision precision, const LoadOptions& options);
 
 // OutOfMemory when `bytes` of weights do not fit on a GPU; to be asked before anything is uploaded.
 void check_weights_fit(const std::string& path, int64_t bytes, Device device);

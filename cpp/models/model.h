@@ -37,9 +37,11 @@ struct LoadOptions {
   // Full-attention layers see only this many last positions; 0: all. Changes results: for comparison with the
   // predecessor, whose --odd_win this is. InvalidArgument when the family has no such layers.
   int64_t odd_window = 0;
+  // Whether ModelInfo::fingerprint is wanted: every byte of the files is hashed for it.
+  bool fingerprint = false;
   bool check_weights = true;  // scans for NaN/Inf in dense weights and bad MXFP4 scales
-  // Called now and then while loading with (bytes done, bytes in all).
-  std::function<void(int64_t, int64_t)> on_progress;
+  // Called now and then while loading, and while hashing.
+  io::ByteProgress on_progress, on_hash_progress;
   const CancelToken* cancel = nullptr;
 };
 
@@ -52,7 +54,7 @@ struct ModelInfo {
   Precision precision = Precision::float32;  // resolved, never automatic
   Device device;
   int64_t weight_bytes = 0;
-  uint64_t fingerprint = 0;  // of weights and config, for the journal
+  uint64_t fingerprint = 0;  // of weights and config, for the journal; 0 unless LoadOptions ask for it
   std::string config_json;   // config.json as read; "{}" for formats without one
 };
 
@@ -125,7 +127,7 @@ class Model {
   // undefined and must be released. Calls on one `states` must not overlap.
   virtual Tensor forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel = nullptr) = 0;
   // Reads all weights once, so that the first step is as fast as the next.
-  virtual void warm_up() {}
+  virtual void warm_up(const CancelToken* /*cancel*/ = nullptr) {}
   const std::shared_ptr<const io::Tokenizer>& tokenizer() const {
     return tokenizer_;
   }  // null when there is none

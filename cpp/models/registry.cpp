@@ -87,7 +87,8 @@ Precision parse_precision(std::string_view text) {
 }
 
 std::shared_ptr<Model> describe_model(const std::string& path, LoadOptions options) {
-  options.load_tokenizer = options.load_weights = false;
+  options.load_tokenizer = options.load_weights = options.fingerprint = false;
+  options.load_mode = io::LoadMode::mmap;  // nothing of the data is looked at
   return load_model(path, options);
 }
 

@@ -9,8 +9,8 @@
 
 namespace trivium {
 
-// Scans tensors in parallel, reports progress in bytes and stops when cancelled. ModelFormatError names the
-// file, the tensor and the place of the first bad value.
+// Scans tensors in parallel, at any address; reports progress in bytes and stops when cancelled.
+// ModelFormatError names the file, the tensor and the place of the first bad value.
 class WeightScan {
  public:
   explicit WeightScan(const LoadOptions& options);
@@ -24,16 +24,20 @@ class WeightScan {
   int64_t done_ = 0, total_ = 0;
 };
 
-// [experts, rows, cols] f32/bf16/f16 -> [experts, cols, rows], expert by expert; `done` gets each expert of
-// the source when it was read for the last time.
-Tensor transpose_experts(const Tensor& stored, const std::function<void(const Tensor&)>& done);
+// Gets a part of the source, as bytes, when it was read for the last time.
+using PartDone = std::function<void(const Tensor& bytes)>;
 
-// A copy in memory of our own, where the backend may use huge pages; `done` gets each part of the source when
-// it was read for the last time. For dense matrices, which every token reads in full: a mapped file has small
-// pages.
-Tensor copy_to_memory(const Tensor& stored, const std::function<void(const Tensor&)>& done);
+// What follows works on chunks of a few megabytes in parallel; Cancelled when `cancel` asks, which every
+// chunk does.
 
-// Reads one byte of every page, in parallel, so that a later step finds the weights in memory.
-void touch_pages(const Tensor& t);
+// [experts, rows, cols] f32/bf16/f16, at any address -> [experts, cols, rows].
+Tensor transpose_experts(const Tensor& stored, const PartDone& done, const CancelToken* cancel = nullptr);
+
+// A copy in memory of our own, where the backend may use huge pages, of a tensor at any address. For dense
+// matrices, which every token reads in full: a mapped file has small pages.
+Tensor copy_to_memory(const Tensor& stored, const PartDone& done, const CancelToken* cancel = nullptr);
+
+// Reads one byte of every page, so that a later step finds the weights in memory.
+void touch_pages(const Tensor& t, const CancelToken* cancel = nullptr);
 
 }  // namespace trivium

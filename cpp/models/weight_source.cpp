@@ -16,6 +16,7 @@ WeightSource::WeightSource(const io::TensorArchive& archive, const std::string& 
       path_(path),
       device_(options.device),
       scan_(options),
+      cancel_(options.cancel),
       narrow_(options.precision == Precision::bfloat16) {
   scan_.expect(archive.total_bytes());
   if (is_gpu(options.device.kind)) uploader_.emplace(options.device, options.cancel);
@@ -33,11 +34,20 @@ ops::Weight WeightSource::place_matrix(const Tensor& t, const std::string& name)
   return ops::Weight::dense(place(uploader_ && narrow_ ? t.to(Dtype::bf16) : t), name.c_str());
 }
 
+Tensor WeightSource::copied(const Tensor& view) const {
+  return copy_to_memory(
+      view, [&](const Tensor& done) { archive_.drop_pages(done); }, cancel_);
+}
+
 Tensor WeightSource::dense(const TensorNames& names, const Shape& shape) {
+  return aligned(dense_view(names, shape));
+}
+
+Tensor WeightSource::dense_view(const TensorNames& names, const Shape& shape) {
   for (const std::string& name : names.list) {
     if (!archive_.contains(name)) continue;
     used_.insert(name);
-    const Tensor t = archive_.tensor(name);
+    const Tensor t = archive_.view(name);
     if (!(t.shape() == shape))
       throw ModelFormatError(
           concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.shape(), ", expected ", shape));
@@ -52,10 +62,10 @@ Tensor WeightSource::dense(const TensorNames& names, const Shape& shape) {
 }
 
 Tensor WeightSource::host_matrix(const TensorNames& names, const Shape& shape) {
-  const Tensor t = dense(names, shape);
-  if (!t.data() || on_gpu() || shape.rank() != 2 || t.nbytes() < kCopiedBytes || !archive_.is_mapped(t))
-    return t;
-  return copy_to_memory(t, [&](const Tensor& done) { archive_.drop_pages(done); });
+  const Tensor t = dense_view(names, shape);
+  if (!t.data()) return t;
+  const bool moves = !on_gpu() && shape.rank() == 2 && t.nbytes() >= kCopiedBytes && archive_.is_mapped(t);
+  return moves ? copied(t) : aligned(t);
 }
 
 ops::Weight WeightSource::mxfp4(const std::string& blocks_name, const std::string& scales_name,
@@ -74,19 +84,20 @@ ops::Weight WeightSource::mxfp4(const std::string& blocks_name, const std::strin
 }
 
 ops::Weight WeightSource::transposed(const std::string& name, const Shape& shape) {
-  const Tensor stored = dense(name, {shape[0], shape[2], shape[1]});
+  const Tensor stored = dense_view(name, {shape[0], shape[2], shape[1]});
   if (!stored.data()) return {};
-  return place_matrix(transpose_experts(stored, [&](const Tensor& done) { archive_.drop_pages(done); }),
+  return place_matrix(transpose_experts(
+                          stored, [&](const Tensor& done) { archive_.drop_pages(done); }, cancel_),
                       name);
 }
 
 Tensor WeightSource::stored(const std::string& name, const Shape& shape, Dtype dtype) {
   used_.insert(name);
-  const Tensor t = archive_.tensor(name);
+  const Tensor t = archive_.view(name);
   if (!(t.shape() == shape) || t.dtype() != dtype)
     throw ModelFormatError(concat(archive_.file_of(name), ": tensor \"", name, "\" is ", t.dtype(), ' ',
                                   t.shape(), ", expected ", dtype, ' ', shape));
-  return t;
+  return aligned(t);
 }
 
 Tensor WeightSource::scanned(const std::string& name, const Shape& shape) {

@@ -35,7 +35,7 @@ class WeightSource {
   Device device() const { return device_; }
   const io::TensorArchive& archive() const { return archive_; }
 
-  // As it is in the file: exactly `shape`, in f32, bf16 or f16.
+  // As it is in the file, or a copy when it is not aligned there: exactly `shape`, in f32, bf16 or f16.
   Tensor dense(const TensorNames& names, const Shape& shape);
   Tensor vector(const TensorNames& names, const Shape& shape) { return place(dense(names, shape)); }
   ops::Weight matrix(const TensorNames& names, const Shape& shape) {
@@ -68,12 +68,16 @@ class WeightSource {
   void finish(Unused unused = Unused::warns);
 
  private:
+  Tensor dense_view(const TensorNames& names, const Shape& shape);  // as dense(), at any address
+  Tensor aligned(const Tensor& view) const { return view.is_aligned() ? view : copied(view); }
+  Tensor copied(const Tensor& view) const;  // gives the file's pages back
   Tensor bytes(const std::string& name, const Shape& shape);
 
   const io::TensorArchive& archive_;
   const std::string path_;
   const Device device_;
   WeightScan scan_;
+  const CancelToken* const cancel_;
   const bool narrow_;  // dense matrices become bf16 on a GPU
   std::optional<Uploader> uploader_;
   std::set<std::string> used_;

@@ -1,4 +1,4 @@
-"""Entry points: the console script `getp` and `python -m trivium`."""
+"""`python -m trivium`."""
 
 import importlib.util
 import os
@@ -9,11 +9,6 @@ from typing import NoReturn
 from ._version import __version__
 
 GETP = Path(__file__).parent / "bin" / "getp"
-
-
-def getp_main() -> NoReturn:
-    """Replaces this process by the native driver with the same arguments."""
-    _exec_getp(sys.argv[1:])
 
 
 def main() -> NoReturn:

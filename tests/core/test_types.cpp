@@ -77,6 +77,7 @@ TEST(Errors, PrintableEscapesAndShortens) {
   EXPECT_EQ(printable(std::string_view("a\0\x1b[31m\xc3\xa9", 9)), "a\\x00\\x1b[31m\\xc3\\xa9");
   EXPECT_EQ(printable("abcdef", 3), "abc...");
   EXPECT_EQ(printable("abc", 3), "abc");
+  EXPECT_EQ(one_line("a\n\x1b\x7f\xc3\xa9 \\x0a"), "a\\x0a\\x1b\\x7f\xc3\xa9 \\x0a");
 }
 
 TEST(Errors, ACheckThatFailsThrowsItsSentence) {

@@ -112,6 +112,23 @@ TEST(JsonlInput, ReadsEveryKey) {
   EXPECT_TRUE(file.warnings.empty());
 }
 
+TEST(JsonlInput, AContentMayBeAListOfTextParts) {
+  const auto content = [](const std::string& json) {
+    const InputItem item =
+        jsonl("{\"messages\":[{\"role\":\"user\",\"content\":" + json + "}]}\n").items.at(0);
+    return item.error.empty() ? item.messages.at(0).content : item.error;
+  };
+  EXPECT_EQ(content(R"([{"type":"text","text":"a "},{"text":"b"}])"), "a b");
+  EXPECT_EQ(content("[]"), "");
+  EXPECT_EQ(content(R"([{"type":"text","text":"a"},"b"])"),
+            "line 1: a part of a content is \"b\", expected one with a text");
+  EXPECT_EQ(content(R"([{"type":"image_url","image_url":"x"}])"),
+            "line 1: a part of a content is an object, expected one with a text");
+  EXPECT_EQ(content(R"([{"text":null}])"),
+            "line 1: a part of a content is an object, expected one with a text");
+  EXPECT_EQ(content("7"), "line 1: a content is 7, expected a string or a list of text parts");
+}
+
 TEST(JsonlInput, ABadLineFailsAlone) {
   const auto error = [](const std::string& line) {
     const InputFile file = jsonl("{\"prompt\":\"first\"}\n" + line + "\n{\"prompt\":\"last\"}\n");

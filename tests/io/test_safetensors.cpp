@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/half.h"
+#include "core/parallel.h"
 #include "io/hash.h"
 #include "io/safetensors_support.h"
 
@@ -153,6 +154,55 @@ TEST(Safetensors, FingerprintSeesNamesHeadersAndData) {
             TensorArchive::open(folder.path("a.safetensors"))->fingerprint());
 }
 
+// Larger than what one task hashes and than a round, with bytes that a sample would hardly meet.
+TEST(Safetensors, FingerprintSeesEveryByteWhateverTheThreads) {
+  const TempFolder folder;
+  constexpr int64_t kChunk = 1 << 20, kBytes = 5 * kChunk + 77;
+  const Tensor w = counting({kBytes}, Dtype::u8);
+  const std::string path = folder.path("a.safetensors");
+  save_safetensors(path, {{"w", w}});
+  const auto start = static_cast<int64_t>(std::filesystem::file_size(path)) - kBytes;
+  const auto fingerprint = [&](LoadMode mode) { return TensorArchive::open(path, mode)->fingerprint(); };
+  const auto flip = [&](int64_t at) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(start + at);
+    const char byte = static_cast<char>(file.get() ^ 0x10);
+    file.seekp(start + at);
+    file.put(byte);
+  };
+  std::set<uint64_t> seen;
+  const uint64_t whole = fingerprint(LoadMode::mmap);
+  seen.insert(whole);
+  for (const int64_t at : {int64_t{0}, int64_t{1}, int64_t{63}, kChunk - 1, kChunk, 2 * kChunk + 12345,
+                           kBytes / 2 + 1, kBytes - 78, kBytes - 1}) {
+    flip(at);
+    const uint64_t hash = fingerprint(LoadMode::mmap);
+    EXPECT_TRUE(seen.insert(hash).second) << at;
+    EXPECT_EQ(hash, fingerprint(LoadMode::read)) << at;
+    flip(at);
+  }
+  for (const int threads : {1, 2, 5}) {
+    set_num_threads(threads);
+    EXPECT_EQ(fingerprint(LoadMode::mmap), whole) << threads;
+  }
+  set_num_threads(0);
+}
+
+TEST(Safetensors, FingerprintReportsProgressAndStopsWhenCancelled) {
+  const TempFolder folder;
+  const std::string path = folder.path("a.safetensors");
+  save_safetensors(path, {{"w", counting({3 << 20}, Dtype::u8)}});
+  const auto archive = TensorArchive::open(path);
+  std::vector<std::pair<int64_t, int64_t>> calls;
+  archive->fingerprint(nullptr, [&](int64_t done, int64_t total) { calls.emplace_back(done, total); });
+  ASSERT_FALSE(calls.empty());
+  EXPECT_EQ(calls.back(), std::pair(archive->total_bytes(), archive->total_bytes()));
+  CancelToken token;
+  token.cancel();
+  EXPECT_THROW(archive->fingerprint(&token), Cancelled);
+  EXPECT_THROW(TensorArchive::open(path, LoadMode::read, &token), Cancelled);
+}
+
 TEST(SafetensorsSave, RefusesWhatItCannotWrite) {
   const TempFolder folder;
   const std::string path = folder.path("a.safetensors");
@@ -220,6 +270,23 @@ TEST(Hash, EveryBitAndTheLengthMatter) {
     EXPECT_TRUE(seen.insert(hash64(flipped)).second) << bit;
   }
   EXPECT_NE(hash64(base, 1), hash64(base, 2));
+}
+
+TEST(Hash, OfManyBytesDistinguishesLengthsAndEveryBit) {
+  std::set<uint64_t> seen;
+  for (size_t n = 0; n < 300; ++n) EXPECT_TRUE(seen.insert(hash64_bulk(std::string(n, '\0'))).second) << n;
+  const std::string base = "0123456789abcdef" + std::string(193, 'x');
+  EXPECT_TRUE(seen.insert(hash64_bulk(base)).second);
+  for (size_t bit = 0; bit < 8 * base.size(); ++bit) {
+    std::string flipped = base;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
+    EXPECT_TRUE(seen.insert(hash64_bulk(flipped)).second) << bit;
+  }
+  std::string swapped = base;  // between two chains, and within one
+  std::swap(swapped[0], swapped[8]);
+  EXPECT_TRUE(seen.insert(hash64_bulk(swapped)).second);
+  std::swap(swapped[1], swapped[65]);
+  EXPECT_TRUE(seen.insert(hash64_bulk(swapped)).second);
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // Looking for bad values in weights, and transposing experts.
 #include "models/scan.h"
 
+#include <atomic>
 #include <cstring>
-#include <mutex>
+#include <limits>
 
 #include "support/backend.h"
 #include "support/inputs.h"
@@ -84,17 +85,12 @@ TEST(WeightScan, ReportsProgressAndStopsWhenCancelled) {
 TEST(TransposeExperts, SwapsRowsAndColumnsOfEveryExpert) {
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16})
     for (const auto& [rows, cols] :
-         {std::pair<int64_t, int64_t>{1, 1}, {31, 33}, {64, 5}, {32, 96}, {1, 40}, {0, 3}}) {
+         {std::pair<int64_t, int64_t>{1, 1}, {31, 33}, {64, 5}, {32, 96}, {1, 40}, {0, 3}, {1500, 1025}}) {
       const Tensor stored = random_integers({3, rows, cols}, 1).to(dtype);
-      std::mutex mutex;
-      std::vector<const void*> done;
-      const Tensor got = transpose_experts(stored, [&](const Tensor& expert) {
-        const std::lock_guard lock(mutex);
-        EXPECT_EQ(expert.shape(), (Shape{1, rows, cols}));
-        done.push_back(expert.data());
-      });
+      std::atomic<int64_t> done{0};
+      const Tensor got = transpose_experts(stored, [&](const Tensor& part) { done += part.nbytes(); });
       EXPECT_EQ(got.shape(), (Shape{3, cols, rows}));
-      EXPECT_EQ(done.size(), 3u);
+      EXPECT_EQ(done, stored.nbytes());
       const auto from = doubles_of(stored), to = doubles_of(got);
       for (int64_t e = 0; e < 3; ++e)
         for (int64_t r = 0; r < rows; ++r)
@@ -104,22 +100,55 @@ TEST(TransposeExperts, SwapsRowsAndColumnsOfEveryExpert) {
     }
 }
 
-TEST(CopyToMemory, CopiesEveryByteAndReportsEveryRowOnce) {
+TEST(CopyToMemory, CopiesAndReportsEveryByteOnce) {
   for (const int64_t rows : {int64_t{0}, int64_t{1}, int64_t{5}, 3 * kChunk / 2000}) {
     Tensor stored = Tensor::empty({rows, 1000}, Dtype::bf16);
     auto* bits = static_cast<uint16_t*>(stored.data());
     for (int64_t i = 0; i < stored.numel(); ++i) bits[i] = static_cast<uint16_t>(i * 2654435761u >> 7);
-    std::mutex mutex;
-    int64_t reported = 0;
-    const Tensor copy = copy_to_memory(stored, [&](const Tensor& part) {
-      const std::lock_guard lock(mutex);
-      reported += part.dim(0);
-    });
-    EXPECT_EQ(reported, rows);
+    std::atomic<int64_t> reported{0};
+    const Tensor copy = copy_to_memory(stored, [&](const Tensor& part) { reported += part.nbytes(); });
+    EXPECT_EQ(reported, stored.nbytes());
     EXPECT_EQ(copy.shape(), stored.shape());
     EXPECT_NE(copy.data(), stored.data());
     EXPECT_EQ(std::memcmp(copy.data(), stored.data(), static_cast<size_t>(stored.nbytes())), 0) << rows;
   }
+}
+
+// As tensors lie in a file whose header has an odd length.
+TEST(UnalignedTensors, AreScannedTransposedAndCopied) {
+  const Tensor want = random_integers({2, 31, 33}, 1).to(Dtype::bf16);
+  const Tensor memory = Tensor::empty({want.nbytes() + 1}, Dtype::u8);
+  char* odd = static_cast<char*>(memory.data()) + 1;
+  std::memcpy(odd, want.data(), static_cast<size_t>(want.nbytes()));
+  const Tensor view = Tensor::wrap(odd, want.shape(), Dtype::bf16, Device{}, memory.owner(), {}, true);
+  const auto ignore = [](const Tensor&) {};
+  EXPECT_EQ(doubles_of(copy_to_memory(view, ignore)), doubles_of(want));
+  EXPECT_EQ(doubles_of(transpose_experts(view, ignore)), doubles_of(transpose_experts(want, ignore)));
+  WeightScan(LoadOptions{}).dense(view, "a", "w");
+  odd[2 * 1000] = static_cast<char>(0x80), odd[2 * 1000 + 1] = 0x7f;
+  expect_found(view, 1000);
+}
+
+// A task that is already cancelled must not work through a tensor of many chunks.
+TEST(Cancelling, StopsInsideATensor) {
+  const Tensor t = Tensor::zeros({1, 4096, 4096}, Dtype::f32);  // 16 chunks
+  CancelToken token;
+  LoadOptions options;
+  options.cancel = &token;
+  std::atomic<int> parts{0};
+  const auto cancel_at_second = [&](const Tensor&) {
+    if (++parts == 2) token.cancel();
+  };
+  EXPECT_THROW(copy_to_memory(t, cancel_at_second, &token), Cancelled);
+  EXPECT_LT(parts, 16);
+  parts = 0;
+  token.reset();
+  EXPECT_THROW(transpose_experts(t, cancel_at_second, &token), Cancelled);
+  EXPECT_LT(parts, 16);
+  // Whoever looked at the first chunk all the same would find this.
+  t.data_as<float>()[0] = std::numeric_limits<float>::infinity();
+  EXPECT_THROW(WeightScan(options).dense(t, "a", "w"), Cancelled);
+  EXPECT_THROW(touch_pages(t, &token), Cancelled);
 }
 
 TEST(TouchPages, ReadsTensorsOfAnySize) {

@@ -143,6 +143,58 @@ def write_hf(folder: Path, model, cfg: MoeConfig, *, mxfp4=True, tensors=None, *
     return folder
 
 
+def hf_shapes(cfg: MoeConfig, mxfp4=True) -> dict:
+    """Name -> (dtype tag, shape) of every tensor of a Hugging Face checkpoint."""
+    table = "BF16", (cfg.vocab_size, cfg.hidden_size)
+    out = {"model.embed_tokens.weight": table, "lm_head.weight": table}
+    out["model.norm.weight"] = "BF16", (cfg.hidden_size,)
+    for layer in range(cfg.num_layers):
+        for key, shape in oracle.layer_shapes(cfg).items():
+            name = f"model.layers.{layer}.{oracle.HF_LAYER[key]}"
+            if key not in ("gate_up.weight", "down.weight"):
+                out[name] = "BF16", shape
+            elif mxfp4:
+                blocks = (*shape[:-1], shape[-1] // 32)
+                out[name + "_blocks"], out[name + "_scales"] = ("U8", (*blocks, 16)), ("U8", blocks)
+            else:
+                out[name] = "BF16", (shape[0], shape[2], shape[1])
+    return out
+
+
+def random_bytes(cfg):
+    """Random bytes: making and encoding real numbers would take longer than the test."""
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, (tag, shape) in hf_shapes(cfg).items():
+        low, high = (118, 122) if name.endswith("_scales") else (0, 256)
+        data = rng.integers(low, high, shape, dtype=np.uint8) if tag == "U8" else small_bf16(rng, shape)
+        tensors[name] = tag, data
+    return tensors
+
+
+def small_bf16(rng, shape):
+    """bfloat16 bits of numbers with magnitudes from 2^-6 to 2^-4."""
+    bits = rng.integers(0, 256, shape, dtype=np.uint16) | np.uint16(0x3C80)
+    return bits | (rng.integers(0, 2, shape, dtype=np.uint16) << np.uint16(15))
+
+
+def write_zeros(folder: Path, cfg: MoeConfig, *, mxfp4=True, odd_header=False) -> Path:
+    """A checkpoint of gigabytes that takes no disk: the data is a hole. An odd header aligns nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", hf_config(cfg, mxfp4))
+    header, end = {}, 0
+    for name, (tag, shape) in hf_shapes(cfg, mxfp4).items():
+        size = int(np.prod(shape, dtype=np.int64)) * (2 if tag == "BF16" else 1)
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * ((-len(text) % 8) + odd_header)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return folder
+
+
 def openai_config(cfg: MoeConfig) -> dict:
     return {
         "num_hidden_layers": cfg.num_layers,

@@ -299,6 +299,39 @@ def test_messages_are_rendered_as_a_chat(model, tmp_path):
     assert row["prompt_tokens"] > 30
 
 
+def test_contents_may_be_lists_of_parts_as_in_python(model, tmp_path):
+    whole, text = "Hi there", lambda t: {"type": "text", "text": t}
+    contents = [
+        whole,
+        [text("Hi "), text("there")],
+        [{"text": whole}],
+        [],
+        [text("x"), 3],
+        [{"type": "text"}],
+        7,
+        None,
+    ]
+    rows = [{"messages": [{"role": "user", "content": c}], "max_tokens": 3} for c in contents]
+    out = tmp_path / "out.jsonl"
+    batch(model, jsonl_input(tmp_path / "in.jsonl", rows), out, "--date", "2025-06-28", "--ignore-eos")
+    got = read_jsonl(out)
+    assert not got[0]["error"] and got[0]["prompt_tokens"] > 10 and len(got[0]["tokens"]) == 3
+    for row in got[1:3]:
+        assert row["tokens"] == got[0]["tokens"] and row["prompt_tokens"] == got[0]["prompt_tokens"]
+    assert not got[3]["error"] and got[3]["prompt_tokens"] < got[0]["prompt_tokens"]
+    for row, message in zip(
+        got[4:],
+        [
+            "a part of a content is 3, expected one with a text",
+            "a part of a content is an object, expected one with a text",
+            "a content is 7, expected a string or a list of text parts",
+            'a message needs "role" and "content"',
+        ],
+        strict=True,
+    ):
+        assert message in row["error"]
+
+
 # --- shards and merge -----------------------------------------------------------------------------------
 
 

@@ -77,6 +77,24 @@ def test_the_progress_line_never_wraps(job, width):
     assert width == 20 or any(b"tokens/s" in line for line in updates)
 
 
+def test_a_job_of_milliseconds_shows_its_line_from_start_to_end(model, tmp_path):
+    one = text_input(tmp_path / "in.txt", ["Return", "Open"])
+    command = ["getp", model, "-i", one, "-o", tmp_path / "out.txt", "--max-tokens", "2", "--ignore-eos"]
+    code, shown = Terminal(*command, width=200).finish()
+    assert code == 0 and b"\x1b[K0 of 2 requests, 0 tokens" in shown
+    last = [line for line in shown.split(b"\r\n") if b" of 2 requests" in line][-1]
+    assert last.rpartition(b"\x1b[K")[2].startswith(b"2 of 2 requests, 4 tokens, ")
+    assert b"\x1b[K\r" not in shown and b"left" not in last
+
+
+@pytest.mark.parametrize("option", ["-q", "--no-progress"])
+def test_progress_can_be_switched_off(model, tmp_path, option):
+    one = text_input(tmp_path / "in.txt", ["Return"])
+    command = ["getp", model, "-i", one, "-o", tmp_path / "out.txt", "--max-tokens", "2", option]
+    code, shown = Terminal(*command).finish()
+    assert code == 0 and b" of 1 requests" not in shown and b"\x1b[K" not in shown
+
+
 def test_a_dumb_terminal_gets_no_escapes(job):
     code, shown = Terminal(*job, TERM="dumb").finish()
     assert code == 0 and b"requests: 480" in shown and b"\x1b" not in shown
@@ -102,3 +120,32 @@ def test_a_chat_ends_by_interrupt_end_of_file_and_command(model):
         else:
             terminal.process.send_signal(ending)
         assert terminal.finish()[0] == code
+
+
+def test_an_interrupt_while_the_command_starts_prints_no_traceback(model, tmp_path):
+    """Whatever the signal hits: the script that looks for the driver, or the driver before it has handlers."""
+    source = text_input(tmp_path / "in.txt", [f"{p} {i}" for i in range(40) for p in PROMPTS])
+    command = [
+        getp_binary(),
+        "getp",
+        model,
+        "-i",
+        source,
+        "-o",
+        tmp_path / "out.txt",
+        "-q",
+        "--max-tokens",
+        "200",
+    ]
+    codes = []
+    for i in range(24):
+        process = subprocess.Popen(
+            [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        )
+        time.sleep(0.01 * (1 + i % 8))
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1]
+        codes.append(process.returncode)
+        assert b"Traceback" not in stderr and b"python" not in stderr, stderr.decode()
+        assert process.returncode in (130, -signal.SIGINT)  # 130 to a shell
+    assert 130 in codes

@@ -85,6 +85,22 @@ def test_seeds_have_64_bits_in_options_and_in_lines(model, tmp_path):
         assert f"expected an integer from 0 to {2**64 - 1}" in row["error"]
 
 
+@pytest.mark.parametrize("output", ["-", "/dev/stdout", "/dev/null"])
+def test_a_shard_needs_a_file_to_put_its_note_beside(model, prompts, output):
+    """Else its ids would be computed for nothing: merge refuses them."""
+    done = getp("getp", model, "-i", prompts, "-o", output, "--shard", "0/2", code=2)
+    assert f"--shard with -o {output}, which is no file" in error_line(done)
+    assert not done.stdout and b"device:" not in done.stderr
+
+
+def test_a_path_with_control_characters_leaves_a_message_on_one_line(tmp_path):
+    done = getp(tmp_path / "no\nmodel \x1b[31mé", "-i", "x", code=1)
+    assert done.stderr.count(b"\n") == 1 and b"\x1b" not in done.stderr
+    assert "no\\x0amodel \\x1b[31mé" in error_line(done)
+    assert "\\x0a" in error_line(getp("getp", "m", "-i", tmp_path / "a\nb", "-o", "o", code=74))
+    assert "\\x0a" in error_line(getp("--wrong\noption", code=2))
+
+
 def test_a_path_after_m_gets_a_hint(model):
     assert "-m is the mode" in error_line(getp("-m", model, "-i", "x", code=2))
 

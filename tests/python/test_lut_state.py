@@ -201,6 +201,15 @@ def test_options_do_not_contradict_the_folder(tmp_path):
         lut.LUTTransformer.load(tmp_path, vocab_size=5)
 
 
+def test_a_wrong_option_is_not_blamed_on_the_folder(tmp_path):
+    lut.LUTTransformer(256, 12, 6, 2, 1, 2, 3, 3).save(tmp_path)
+    with pytest.raises(trivium.InvalidArgument, match=r"^dropout is 2, expected 0 up to 1$"):
+        lut.LUTTransformer.load(tmp_path, dropout=2)
+    edited(tmp_path, lambda c: c.update(num_layers=1.5))
+    with pytest.raises(trivium.ModelFormatError, match=r"config\.json: num_layers is 1\.5"):
+        lut.LUTTransformer.load(tmp_path, dropout=2)
+
+
 def test_what_another_layer_saved_is_refused():
     """Its addresses may lie outside of this layer's tables."""
     x = inputs(rows())

@@ -145,15 +145,14 @@ std::shared_ptr<Model> load_folder(const std::string& folder, const std::string&
                 "precision is bfloat16, expected auto or float32 for lut_transformer");
   const std::string name = folder + "/config.json";
   const LutConfig config = parse_config(io::parse_json_document(config_text, name), name);
-  const auto archive = io::TensorArchive::open(folder, options.load_mode);
+  const auto archive = io::TensorArchive::open(folder, options.load_mode, options.cancel);
   auto tokenizer = tokenizer_of({folder}, config.vocab_size, options);
   LutWeights weights;
   if (options.load_weights) {
     check_weights_fit(folder, archive->total_bytes(), options.device);
     weights = load_weights(archive, folder, config, options);
   }
-  ModelInfo info =
-      info_of("lut_transformer", folder, config_text, *archive, Precision::float32, options.device);
+  ModelInfo info = info_of("lut_transformer", folder, config_text, *archive, Precision::float32, options);
   info.vocab_size = static_cast<int32_t>(config.vocab_size);
   info.max_positions = config.max_positions;
   info.stop_ids = config.eos_ids;

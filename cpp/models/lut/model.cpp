@@ -152,12 +152,12 @@ Tensor LutModel::forward(const Batch& batch, SequenceStates& states, const Cance
   return out;
 }
 
-void LutModel::warm_up() {
+void LutModel::warm_up(const CancelToken* cancel) {
   if (info_.device.kind != DeviceKind::cpu) return;
-  touch_pages(weights_.embedding);
+  touch_pages(weights_.embedding, cancel);
   for (const auto* blocks : {&weights_.attention, &weights_.ffn})
-    for (const Block& b : *blocks) touch_pages(b.weights);
-  touch_pages(weights_.unembedder.weights);
+    for (const Block& b : *blocks) touch_pages(b.weights, cancel);
+  touch_pages(weights_.unembedder.weights, cancel);
 }
 
 }  // namespace trivium::lut

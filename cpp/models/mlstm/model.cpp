@@ -223,13 +223,13 @@ Tensor XlstmModel::forward(const Batch& batch, SequenceStates& states, const Can
   return out;
 }
 
-void XlstmModel::warm_up() {
+void XlstmModel::warm_up(const CancelToken* cancel) {
   if (is_gpu(info_.device.kind)) return;
-  touch_pages(weights_.embedding);
-  touch_pages(weights_.lm_head.data);
+  touch_pages(weights_.embedding, cancel);
+  touch_pages(weights_.lm_head.data, cancel);
   for (const LayerWeights& l : weights_.layers)
     for (const ops::Weight* w : {&l.q, &l.k, &l.v, &l.o, &l.i, &l.f, &l.out, &l.up_gate, &l.up, &l.down})
-      touch_pages(w->data);
+      touch_pages(w->data, cancel);
 }
 
 }  // namespace trivium::xlstm

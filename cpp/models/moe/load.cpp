@@ -25,7 +25,7 @@ std::shared_ptr<Model> assemble(const std::string& path, const std::string& conf
     check_weights_fit(path, archive->total_bytes(), options.device);
     weights = load_weights(archive, path, config, layout, options);
   }
-  ModelInfo info = info_of("gpt_oss", path, config_text, *archive, options.precision, options.device);
+  ModelInfo info = info_of("gpt_oss", path, config_text, *archive, options.precision, options);
   info.vocab_size = static_cast<int32_t>(config.vocab_size);
   info.max_positions = config.max_positions;
   info.stop_ids = std::move(stops);
@@ -50,7 +50,7 @@ std::shared_ptr<Model> load_hugging_face(const std::string& folder, const std::s
                                          const LoadOptions& options) {
   const std::string name = folder + "/config.json";
   MoeConfig config = parse_hf_config(io::parse_json_document(config_text, name), name);
-  const auto archive = io::TensorArchive::open(folder, options.load_mode);
+  const auto archive = io::TensorArchive::open(folder, options.load_mode, options.cancel);
   auto tokenizer = tokenizer_of({folder}, config.vocab_size, options);
   auto stops = stop_ids_of(folder, config.eos_ids, config.vocab_size);
   return assemble(folder, config_text, std::move(config), archive, Layout::hugging_face, std::move(stops),
@@ -61,7 +61,7 @@ std::shared_ptr<Model> load_openai(const std::string& folder, const std::string&
                                    const LoadOptions& options) {
   const std::string name = folder + "/config.json";
   MoeConfig config = parse_openai_config(io::parse_json_document(config_text, name), name);
-  const auto archive = io::TensorArchive::open(folder, options.load_mode);
+  const auto archive = io::TensorArchive::open(folder, options.load_mode, options.cancel);
   // In a release this is the folder original/ inside the Hugging Face one, where the tokenizer lies.
   const std::string parent = fs::absolute(folder).lexically_normal().parent_path().string();
   auto tokenizer = tokenizer_of({folder, parent}, config.vocab_size, options);
@@ -71,7 +71,7 @@ std::shared_ptr<Model> load_openai(const std::string& folder, const std::string&
 }
 
 std::shared_ptr<Model> load_flat_bin(const std::string& file, const LoadOptions& options) {
-  const io::FlatBinModel flat = io::open_flat_bin(file, options.load_mode);
+  const io::FlatBinModel flat = io::open_flat_bin(file, options.load_mode, options.cancel);
   MoeConfig config = from_flat_bin(flat.header, file);
   auto tokenizer = tokenizer_of({fs::absolute(file).parent_path().string()}, config.vocab_size, options);
   auto stops = default_stops(tokenizer.get(), config);

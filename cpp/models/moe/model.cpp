@@ -247,14 +247,14 @@ Tensor MoeModel::forward(const Batch& batch, SequenceStates& states, const Cance
   return out;
 }
 
-void MoeModel::warm_up() {
+void MoeModel::warm_up(const CancelToken* cancel) {
   if (is_gpu(info_.device.kind)) return;
-  touch_pages(weights_.embedding);
-  touch_pages(weights_.unembedding.data);
+  touch_pages(weights_.embedding, cancel);
+  touch_pages(weights_.unembedding.data, cancel);
   for (const LayerWeights& l : weights_.layers)
     for (const ops::Weight* w : {&l.q, &l.k, &l.v, &l.o, &l.router, &l.gate_up, &l.down}) {
-      touch_pages(w->data);
-      if (w->scales.data()) touch_pages(w->scales);
+      touch_pages(w->data, cancel);
+      if (w->scales.data()) touch_pages(w->scales, cancel);
     }
 }
 

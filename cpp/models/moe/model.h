@@ -17,7 +17,7 @@ class MoeModel : public Model {
   int64_t state_bytes(const StateOptions& options) const override;
   std::unique_ptr<SequenceStates> make_states(const StateOptions& options) const override;
   Tensor forward(const Batch& batch, SequenceStates& states, const CancelToken* cancel) override;
-  void warm_up() override;
+  void warm_up(const CancelToken* cancel) override;
 
  private:
   struct Step;

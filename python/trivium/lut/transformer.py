@@ -241,10 +241,15 @@ class LUTTransformer:
         path = Path(folder)
         if twice := sorted(set(options) & (_SIZES | _CHOICES)):
             raise InvalidArgument(f"options are {twice}, which the folder's config.json gives")
+        config = _read_config(path)
         try:
-            model = cls(**_read_config(path), device=device, **options)
-        except InvalidArgument as error:
-            raise _core.ModelFormatError(f"{path / 'config.json'}: {error}") from None
+            model = cls(**config, device=device, **options)
+        except InvalidArgument:
+            try:
+                cls(**config)
+            except InvalidArgument as error:
+                raise _core.ModelFormatError(f"{path / 'config.json'}: {error}") from None
+            raise  # the file is good: what the caller gave is not
         model.load_state_dict(_core.load_safetensors(path / "model.safetensors"))
         return model
 
