@@ -325,13 +325,19 @@ class LUTLayerBasic:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._check_state(state)()
+
+    def _check_state(self, state: dict[str, Any]) -> Callable[[], None]:
+        """Refuses a state this layer cannot take; calling what it returns takes it."""
         expected = set(self.state_dict())
         if set(state) != expected:
             raise InvalidArgument(f"state has {sorted(state)}, expected {sorted(expected)}")
-        arrays = {name: np.array(value) for name, value in state.items()}
-        targets = Targets(arrays["pointers"], arrays["targets"]) if self.targets is not None else None
-        weight, pe = arrays["weight"], arrays.get("positional_embeddings")
-        anchors = connectivity.as_int32(arrays["anchors"], "anchors")
+        targets = None
+        if self.targets is not None:
+            targets = Targets(np.array(state["pointers"]), np.array(state["targets"]))
+        weight = np.asarray(state["weight"])
+        pe = np.asarray(state["positional_embeddings"]) if self.positional_dim else None
+        anchors = connectivity.as_int32(np.array(state["anchors"]), "anchors")
         if anchors.shape != self.anchors.shape:
             raise InvalidArgument(f"anchors are {anchors.shape}, expected {self.anchors.shape}")
         native = self._make_native(anchors, targets)
@@ -343,9 +349,13 @@ class LUTLayerBasic:
                 raise InvalidArgument(
                     f"{name} is {array.dtype} {array.shape}, expected float32 {tuple(shape)}"
                 )
-        self.native, self.anchors, self.targets, self._saved = native, anchors, targets, None
-        self.weight = self._on_device(weight)
-        self.positional_embeddings = None if pe is None else self._on_device(pe)
+
+        def take() -> None:
+            self.native, self.anchors, self.targets, self._saved = native, anchors, targets, None
+            self.weight = self._on_device(weight)
+            self.positional_embeddings = None if pe is None else self._on_device(pe)
+
+        return take
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state to a safetensors file."""

@@ -212,8 +212,14 @@ class LUTTransformer:
         embedding = np.array(state.get("embedding", np.zeros(0)), np.float32)
         if embedding.shape != self.embedding.shape:
             raise InvalidArgument(f"embedding is {embedding.shape}, expected {self.embedding.shape}")
+        takers = []
         for name, owner in owners.items():
-            owner.load_state_dict(parts[name])
+            try:
+                takers.append(owner._check_state(parts[name]))
+            except InvalidArgument as error:
+                raise InvalidArgument(f"{name}: {error}") from None
+        for take in takers:  # nothing is changed before everything fits
+            take()
         self.embedding = embedding
 
     def save(self, folder: str | os.PathLike[str]) -> None:
