@@ -1,6 +1,7 @@
 #include "cpu/lut.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/parallel.h"
 #include "cpu/levels.h"
@@ -159,6 +160,26 @@ void lut_product_backward(const LutProductArgs& a) {
 void lut_mark_rows(const LutMarkRowsArgs& a) {
   if (a.kind == 1) return current_level().lut_mark_pairs(a);
   parallel_for(a.num_tables, [&](int64_t t, int) { lut::mark_rows_item(a, t); });
+}
+
+// Almost always nothing is refused: a plain scan finds that out at the speed of memory.
+void lut_admit_indices(const LutAdmitArgs& a) {
+  constexpr int64_t kShare = 1 << 15;
+  const int64_t count = a.rows * a.num_tables;
+  const auto limit = static_cast<uint32_t>(1) << a.num_bits;
+  const auto pairs = static_cast<uint32_t>(a.num_bits);
+  std::atomic<bool> refused = a.anchors != nullptr || a.kept_index;
+  parallel_for((count + kShare - 1) / kShare, [&](int64_t task, int) {
+    uint32_t outside = 0;
+    for (int64_t i = task * kShare; i < std::min(count, (task + 1) * kShare); ++i)
+      outside |= static_cast<uint32_t>(static_cast<uint32_t>(a.index[i]) >= limit) |
+                 static_cast<uint32_t>(static_cast<uint32_t>(a.min_index[i]) + 1 > pairs);
+    if (outside) refused = true;
+  });
+  if (!refused)
+    std::fill_n(a.refused, 2 * kLutAdmitParts, -1);
+  else
+    for_items(kLutAdmitParts, [&](int64_t part) { lut::admit_indices_item(a, part); });
 }
 
 void lut_normalize(const LutNormalizeArgs& a) {

@@ -22,5 +22,6 @@ void lut_product_backward(const LutProductArgs&);
 void lut_mark_rows(const LutMarkRowsArgs&);
 void lut_normalize(const LutNormalizeArgs&);
 void lut_staged(const LutStagedArgs&);
+void lut_admit_indices(const LutAdmitArgs&);
 
 }  // namespace trivium::cpu

@@ -59,15 +59,17 @@ class Layer {
   LutTable table(const float* weights) const;
   LutNumerics numerics() const { return {options_.int_rescaler, options_.group_size}; }
   int64_t longest_row() const { return longest_row_; }
+  bool has_unused_pairs() const { return unused_pairs_; }
 
  private:
   void check_sizes() const;
-  void check_anchors() const;
+  void check_anchors();
   void check_targets();
 
   LayerOptions options_;
   Device device_;
   int64_t cells_ = 0, synapses_ = 0, longest_row_ = 0;
+  bool unused_pairs_ = false;
   LutForm form_ = LutForm::fully_connected;
   Tensor anchors_, pointers_, targets_, rates_;  // on the device
 };

@@ -204,6 +204,19 @@ struct LutMarkRowsArgs {  // the set of addressed rows
   LutProduct product;
 };
 
+// Indices that come back from a caller. A part of them looks at its share and notes where the first lies that
+// is outside of its range; copies, where they are asked for, hold an index that exists in its place.
+struct LutAdmitArgs {
+  const int32_t* index;      // [rows, Nt], 0 up to 2^num_bits
+  const int32_t* min_index;  // [rows, Nt], -1 up to num_bits, the number of a pair that is used
+  const int32_t* anchors;    // [Nt, num_bits, 2], null where all pairs are used
+  int32_t* kept_index;       // [rows, Nt] or null, like:
+  int32_t* kept_min_index;
+  int64_t* refused;  // [2][kLutAdmitParts] places in index, then in min_index; -1: none
+  int64_t rows, num_tables, num_bits;
+};
+inline constexpr int64_t kLutAdmitParts = 1024;
+
 struct LutNormalizeArgs {  // values /= max(max |values|, 1e-16)
   float* values;           // [count]
   float* scratch;          // [kLutNormalizeParts + 1]

@@ -311,6 +311,30 @@ TRIVIUM_INLINE void gather_w_gradients_item(const LutWGradientArgs& a, const WOw
   prepare_w_gradient<fixed>(a.table, a.target, a.numerics, owner, false);
 }
 
+// A pair that is not used is nobody's least certain one.
+TRIVIUM_INLINE bool admits_min_index(const LutAdmitArgs& a, int64_t i, int32_t r) {
+  if (r < -1 || r >= a.num_bits) return false;
+  if (r < 0 || !a.anchors) return true;
+  const int32_t* pair = a.anchors + (split(i, a.num_tables).remainder * a.num_bits + r) * 2;
+  return pair[0] >= 0 && pair[1] >= 0;
+}
+
+// item: a part, which has every kLutAdmitParts-th index.
+TRIVIUM_INLINE void admit_indices_item(const LutAdmitArgs& a, int64_t item) {
+  int64_t first = -1, first_min = -1;
+  for (int64_t i = item; i < a.rows * a.num_tables; i += kLutAdmitParts) {
+    const int32_t index = a.index[i], r = a.min_index[i], kept = index & ((1 << a.num_bits) - 1);
+    const bool admits = admits_min_index(a, i, r);
+    if (kept != index && first < 0) first = i;
+    if (!admits && first_min < 0) first_min = i;
+    if (!a.kept_index) continue;
+    a.kept_index[i] = kept;
+    a.kept_min_index[i] = admits ? r : -1;
+  }
+  a.refused[item] = first;
+  a.refused[kLutAdmitParts + item] = first_min;
+}
+
 // Parts of the largest magnitude; item in [0, kLutNormalizeParts). A NaN wins.
 TRIVIUM_INLINE void normalize_part_item(const LutNormalizeArgs& a, int64_t item) {
   float largest = 0;

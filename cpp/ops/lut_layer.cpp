@@ -107,7 +107,7 @@ void Layer::check_sizes() const {
   check_quantum(o, "learning_rate", o.learning_rate);
 }
 
-void Layer::check_anchors() const {
+void Layer::check_anchors() {
   const Tensor& anchors = options_.anchors;
   const bool product = options_.mode == Mode::product || options_.mode == Mode::sliced;
   const int64_t limit = product ? 2 * options_.inputs + options_.positional_dim : options_.inputs;
@@ -118,6 +118,7 @@ void Layer::check_anchors() const {
       TRIVIUM_CHECK(a[k] < limit, "lut layer: anchors hold ", a[k], " in table ", i / (2 * anchors.dim(1)),
                     ", expected less than ", limit);
     equal += a[i] >= 0 && a[i] == a[i + 1];
+    unused_pairs_ |= a[i] < 0 || a[i + 1] < 0;
   }
   if (equal)
     log(LogLevel::warning,

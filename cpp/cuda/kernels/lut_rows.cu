@@ -80,6 +80,10 @@ void lut_mark_rows(Stream stream, const LutMarkRowsArgs& a) {
   launch_items<LutMarkRowsArgs, lut::mark_rows_item>(stream, a, a.num_tables);
 }
 
+void lut_admit_indices(Stream stream, const LutAdmitArgs& a) {
+  launch_items<LutAdmitArgs, lut::admit_indices_item>(stream, a, kLutAdmitParts);
+}
+
 void lut_normalize(Stream stream, const LutNormalizeArgs& a) {
   launch_items<LutNormalizeArgs, lut::normalize_part_item>(stream, a, kLutNormalizeParts);
   launch(stream, {.grid = {1}, .block = kLutBlock}, normalize_scale_kernel, a);
