@@ -11,12 +11,21 @@ namespace trivium {
 // reaches targets[pointers[row] .. pointers[row + 1]). Targets ascend in a row and may repeat.
 enum class LutForm : int32_t { fully_connected = 0, shared = 1, general = 2 };
 
+// A table that has output o among its targets, and the first of its synapses there, counted within a row; -1
+// in the general form, where rows differ.
+struct LutReach {
+  int32_t table, place;
+};
+
 struct LutTable {
   const float* weights;     // [Nt, C, O], or one value a synapse in the order above
   const int64_t* pointers;  // [Nt + 1], [Nt * C + 1] or null
   const int32_t* targets;   // null when fully connected
   int64_t num_tables, cells, outputs;
   LutForm form;
+  int64_t longest;              // synapses of the longest row
+  const int64_t* reach_starts;  // [O + 1]; sparse tables of devices have it, else null, like:
+  const LutReach* reach;        // those of output o: reach[reach_starts[o] .. reach_starts[o + 1]), ascending
 };
 
 // Sums of float32, or of whole quanta 1 / ((2^20 - 1) rescale) when rescale > 0: exact in any order.

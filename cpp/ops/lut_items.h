@@ -110,12 +110,24 @@ TRIVIUM_INLINE int64_t find_target(const Row& row, int64_t output) {
   return low;
 }
 
-// sum += what the row gives to one output; sparse rows round each synapse on its own.
+// sum += what the row gives to one output; sparse rows round each synapse on its own. place: as in LutReach.
 template <bool fixed>
-TRIVIUM_INLINE void add_synapses(const LutTable& w, const Row& row, int64_t output,
+TRIVIUM_INLINE void add_synapses(const LutTable& w, const Row& row, int64_t output, int64_t place,
                                  const LutNumerics& numerics, Sum<fixed>& sum) {
-  for (int64_t k = find_target(row, output); k < row.count && row.targets[k] == output; ++k)
+  for (int64_t k = place < 0 ? find_target(row, output) : place; k < row.count && row.targets[k] == output;
+       ++k)
     sum += contribution<fixed>(w.weights[row.first + k], numerics);
+}
+
+// fn(t, place) for the tables, ascending, that have output o among their targets.
+template <class Fn>
+TRIVIUM_INLINE void for_tables_of(const LutTable& w, int64_t o, const Fn& fn) {
+  const bool all = w.form == LutForm::fully_connected;
+  const int64_t end = all ? w.num_tables : w.reach_starts[o + 1];
+  for (int64_t n = all ? 0 : w.reach_starts[o]; n < end; ++n) {
+    const LutReach source = all ? LutReach{static_cast<int32_t>(n), 0} : w.reach[n];
+    fn(int64_t{source.table}, int64_t{source.place});
+  }
 }
 
 // One element of 32 interleaved partial sums.
@@ -181,8 +193,9 @@ TRIVIUM_INLINE void fill_outputs_item(const LutForwardArgs& a, int64_t item) {
   const int32_t* index = a.index + b * w.num_tables;
   Sum<fixed> sum = 0;
   if (w.form != LutForm::fully_connected) {
-    for (int64_t t = 0; t < w.num_tables; ++t)
-      add_synapses<fixed>(w, row_of(w, t, index[t]), o, a.numerics, sum);
+    for_tables_of(w, o, [&](int64_t t, int64_t place) {
+      add_synapses<fixed>(w, row_of(w, t, index[t]), o, place, a.numerics, sum);
+    });
   } else {
     const int64_t block = fixed ? a.numerics.forward_block : w.num_tables;
     for (int64_t t = 0; t < w.num_tables;) {
