@@ -11,6 +11,7 @@ compared before anything is timed. Medians over the rounds.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -188,7 +189,7 @@ class Sparse:
         self.gy = rng.standard_normal((SPARSE_BATCH, 56 * 56)).astype(np.float32)
         self.index = self.native.forward(self.w, self.x, training=False)[1].index.numpy()
         pointers, cells = layer.targets.pointers, self.native.cells
-        ranges = list(zip(pointers[:-1], pointers[1:], strict=True))
+        ranges = list(itertools.pairwise(pointers))
         self.targets = [layer.targets.targets[a:b] for a, b in ranges]
         self.rows = [self.w[cells * a : cells * b].reshape(cells, b - a) for a, b in ranges]
 

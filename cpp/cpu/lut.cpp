@@ -29,8 +29,6 @@ void dispatch(const LutNumerics& numerics, const Fn& fn) {
     fn.template operator()<false>();
 }
 
-bool is_sparse(const LutTable& table) { return table.form != LutForm::fully_connected; }
-
 bool is_fast(const LutTable& table, const LutNumerics& numerics) {
   return table.form == LutForm::fully_connected && numerics.rescale == 0;
 }
@@ -58,10 +56,7 @@ void lut_check_positional_embeddings(const LutDetectPeArgs& a) {
 
 void lut_fill_outputs(const LutForwardArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_fill_outputs(a);
-  if (is_sparse(a.table)) return lut_fill_sparse_outputs(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.rows * a.table.outputs, [&](int64_t item) { lut::fill_outputs_item<fixed>(a, item); });
-  });
+  lut_fill_outputs_by_rows(a);
 }
 
 void lut_gather_x_gradients(const LutXGradientArgs& a) {
@@ -93,11 +88,7 @@ void lut_gather_w_gradients(const LutWGradientArgs& a) {
 
 void lut_fill_outputs_for_sequence(const LutSequenceForwardArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_fill_outputs_for_sequence(a);
-  if (is_sparse(a.table)) return lut_fill_sparse_outputs_for_sequence(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.sequence.batch * a.sequence.length * a.table.outputs,
-              [&](int64_t item) { lut::fill_outputs_for_sequence_item<fixed>(a, item); });
-  });
+  lut_fill_outputs_for_sequence_by_rows(a);
 }
 
 void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
@@ -134,18 +125,7 @@ void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
 void lut_decode(const LutDecodeArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_decode(a);
   for (int64_t item = 0; item < a.rows * a.table.num_tables; ++item) lut::remember_item(a, item);
-  if (is_sparse(a.table)) return lut_decode_sparse(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.rows * a.table.outputs, [&](int64_t item) { lut::decode_item<fixed>(a, item); });
-  });
-}
-
-void lut_product_forward(const LutProductArgs& a) {
-  if (is_sparse(a.table)) return lut_sparse_product_forward(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.product.batch * a.product.length * a.table.outputs,
-              [&](int64_t item) { lut::product_forward_item<fixed>(a, item); });
-  });
+  lut_decode_by_rows(a);
 }
 
 void lut_product_backward(const LutProductArgs& a) {

@@ -101,7 +101,7 @@ void lut_gather_w_gradients(Stream stream, const LutWGradientArgs& a) {
 
 void lut_mark_rows(Stream stream, const LutMarkRowsArgs& a) {
   const int64_t count = lut::mark_count(a);
-  const int64_t parts = max(ceil_div(count, kLutBlock * kMarks), int64_t{1});
+  const int64_t parts = ceil_div(count, kLutBlock * kMarks);
   launch_items<LutMarkRowsArgs, clear_marks_item>(stream, a, a.num_tables * lut_mark_words(a.cells));
   launch(stream, {.grid = {a.num_tables * parts}, .block = kLutBlock}, mark_rows_kernel, a, parts, count);
 }

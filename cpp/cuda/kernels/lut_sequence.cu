@@ -98,7 +98,7 @@ void lut_decode(Stream stream, const LutDecodeArgs& a) {
     if (a.table.form == LutForm::fully_connected)
       launch(stream, {.grid = {a.rows * tiles}, .block = kDecodeBlock}, decode_kernel<fixed>, a, tiles);
     else
-      launch_items<LutDecodeArgs, lut::decode_item<fixed>, 4>(stream, a, a.rows * a.table.outputs);
+      launch_items<LutDecodeArgs, lut::decode_item<fixed>, 2>(stream, a, a.rows * a.table.outputs);
   });
 }
 

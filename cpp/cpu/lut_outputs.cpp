@@ -1,5 +1,6 @@
-// Outputs of sparse LUT layers on the CPU. Rows are scattered to their targets, table after table, so the
-// work is that of the synapses that fire; an output still adds what it gets in the order of ops/lut_items.h.
+// Outputs of the LUT layers that have no vector form: sparse tables, fixed-point sums, product modes. Rows
+// are added, or scattered to their targets, table after table, so that the work is that of the rows that
+// fire; an output still adds what it gets in the order of ops/lut_items.h.
 #include <algorithm>
 
 #include "core/parallel.h"
@@ -19,17 +20,20 @@ struct Range {
   const LutTable& table;
   const LutNumerics& numerics;
   int64_t first, last;
-  lut::Sum<fixed>*sums, *part;  // of output o: [o - first]; part is zero between uses
+  lut::Sum<fixed>* sums;    // of output o: [o - first], like:
+  lut::Sum<fixed>* part;    // what a table's sparse rows give; zero between uses, like:
+  lut::Real<fixed>* reals;  // what fully connected rows give, before it is one contribution
+
+  bool is_sparse() const { return table.form != LutForm::fully_connected; }
 
   // The row's synapses that reach the range.
-  lut::Row clip(lut::Row row) const {
+  lut::Row sparse_row(int64_t t, int64_t cell) const {
+    const lut::Row row = lut::row_of(table, t, cell);
     if (first == 0 && last == table.outputs) return row;
     const int64_t begin = lut::find_target(row, first), end = lut::find_target(row, last);
     return {row.first + begin, row.targets + begin, end - begin};
   }
-  lut::Row row(int64_t t, int64_t cell) const { return clip(lut::row_of(table, t, cell)); }
-
-  void add(const lut::Row& row, lut::Sum<fixed>* to) const {
+  void scatter(const lut::Row& row, lut::Sum<fixed>* to) const {
     const float* w = table.weights + row.first;
     for (int64_t k = 0; k < row.count; ++k)
       to[row.targets[k] - first] += lut::contribution<fixed>(w[k], numerics);
@@ -42,12 +46,40 @@ struct Range {
       part[at] = 0;
     }
   }
+  void add_dense_row(int64_t t, int64_t cell) const {
+    const float* w = table.weights + (t * table.cells + cell) * table.outputs + first;
+    for (int64_t k = 0; k < last - first; ++k) reals[k] += lut::Real<fixed>(w[k]);
+  }
+  void move_reals() const {
+    for (int64_t k = 0; k < last - first; ++k) {
+      sums[k] += lut::contribution<fixed>(reals[k], numerics);
+      reals[k] = 0;
+    }
+  }
   // lut::pairs_sum of table t for all outputs of the range.
   template <class Cell>
   void add_pairs(int64_t t, int64_t begin, int64_t end, const Cell& cell_of) const {
-    for (int64_t i = begin; i < end; ++i) add(row(t, cell_of(i)), part);
+    if (!is_sparse()) {
+      for (int64_t i = begin; i < end; ++i) add_dense_row(t, cell_of(i));
+      return move_reals();
+    }
+    for (int64_t i = begin; i < end; ++i) scatter(sparse_row(t, cell_of(i)), part);
     const bool alike = table.form == LutForm::shared;  // all rows have the targets of the first
-    for (int64_t i = begin; i < (alike ? std::min(begin + 1, end) : end); ++i) move_part(row(t, cell_of(i)));
+    for (int64_t i = begin; i < (alike ? std::min(begin + 1, end) : end); ++i)
+      move_part(sparse_row(t, cell_of(i)));
+  }
+  // What lut::fill_outputs_item adds, for all outputs of the range.
+  void add_tables(const int32_t* index) const {
+    const int64_t tables = table.num_tables, block = fixed ? numerics.forward_block : tables;
+    for (int64_t t = 0; t < tables; ++t) {
+      const int64_t next = std::min(t + kAhead, tables - 1);
+      __builtin_prefetch(table.weights + lut::row_of(table, next, index[next]).first);
+      if (is_sparse())
+        scatter(sparse_row(t, index[t]), sums);
+      else
+        add_dense_row(t, index[t]);
+      if (!is_sparse() && ((t + 1) % block == 0 || t + 1 == tables)) move_reals();
+    }
   }
 };
 
@@ -56,16 +88,20 @@ struct Range {
 template <bool fixed, class Fill>
 void for_ranges(const LutTable& table, const LutNumerics& numerics, int64_t rows, float* y, bool accumulate,
                 const Fill& fill) {
+  using Sum = lut::Sum<fixed>;
+  using Real = lut::Real<fixed>;
+  static_assert(sizeof(Sum) == sizeof(Real));
   const int64_t outputs = table.outputs, most = (outputs + kLeastRange - 1) / kLeastRange;
   const int64_t ranges = std::clamp<int64_t>(4 * num_threads() / std::max<int64_t>(rows, 1), 1, most);
   parallel_for(rows * ranges, [&](int64_t task, int) {
     const int64_t row = task / ranges, number = task % ranges;
     const int64_t first = outputs * number / ranges, last = outputs * (number + 1) / ranges;
     const int64_t width = last - first;
-    auto* sums = static_cast<lut::Sum<fixed>*>(
-        thread_scratch(2 * width * static_cast<int64_t>(sizeof(lut::Sum<fixed>))));
-    std::fill_n(sums, 2 * width, lut::Sum<fixed>(0));
-    fill(row, Range<fixed>{table, numerics, first, last, sums, sums + width});
+    auto* sums = static_cast<Sum*>(thread_scratch(3 * width * static_cast<int64_t>(sizeof(Sum))));
+    auto* reals = reinterpret_cast<Real*>(sums + 2 * width);
+    std::fill_n(sums, 2 * width, Sum(0));
+    std::fill_n(reals, width, Real(0));
+    fill(row, Range<fixed>{table, numerics, first, last, sums, sums + width, reals});
     float* to = y + row * outputs + first;
     for (int64_t k = 0; k < width; ++k) {
       const float value = lut::value_of(sums[k], numerics);
@@ -85,22 +121,15 @@ void dispatch(const LutNumerics& numerics, const Fn& fn) {
 
 }  // namespace
 
-void lut_fill_sparse_outputs(const LutForwardArgs& a) {
-  const int64_t tables = a.table.num_tables;
+void lut_fill_outputs_by_rows(const LutForwardArgs& a) {
   dispatch(a.numerics, [&]<bool fixed>() {
-    for_ranges<fixed>(a.table, a.numerics, a.rows, a.y, a.accumulate != 0,
-                      [&](int64_t b, const Range<fixed>& range) {
-                        const int32_t* index = a.index + b * tables;
-                        for (int64_t t = 0; t < tables; ++t) {
-                          const int64_t next = std::min(t + kAhead, tables - 1);
-                          __builtin_prefetch(a.table.weights + lut::row_of(a.table, next, index[next]).first);
-                          range.add(range.row(t, index[t]), range.sums);
-                        }
-                      });
+    for_ranges<fixed>(
+        a.table, a.numerics, a.rows, a.y, a.accumulate != 0,
+        [&](int64_t b, const Range<fixed>& range) { range.add_tables(a.index + b * a.table.num_tables); });
   });
 }
 
-void lut_fill_sparse_outputs_for_sequence(const LutSequenceForwardArgs& a) {
+void lut_fill_outputs_for_sequence_by_rows(const LutSequenceForwardArgs& a) {
   const LutSequence& s = a.sequence;
   const int64_t tables = a.table.num_tables;
   dispatch(a.numerics, [&]<bool fixed>() {
@@ -113,7 +142,8 @@ void lut_fill_sparse_outputs_for_sequence(const LutSequenceForwardArgs& a) {
   });
 }
 
-void lut_decode_sparse(const LutDecodeArgs& a) {
+// The indices of the new positions are in the cache already.
+void lut_decode_by_rows(const LutDecodeArgs& a) {
   dispatch(a.numerics, [&]<bool fixed>() {
     for_ranges<fixed>(a.table, a.numerics, a.rows, a.y, a.accumulate != 0,
                       [&](int64_t row, const Range<fixed>& range) {
@@ -125,7 +155,7 @@ void lut_decode_sparse(const LutDecodeArgs& a) {
   });
 }
 
-void lut_sparse_product_forward(const LutProductArgs& a) {
+void lut_product_forward(const LutProductArgs& a) {
   const LutProduct& p = a.product;
   dispatch(a.numerics, [&]<bool fixed>() {
     for_ranges<fixed>(
