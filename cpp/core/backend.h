@@ -119,6 +119,7 @@ struct Kernels {
   Status (*silu_mul)(StreamHandle*, const SiluMulArgs*);
   Status (*soft_cap)(StreamHandle*, const SoftCapArgs*);
   Status (*linear_maximum)(StreamHandle*, const LinearMaximumArgs*);  // CPU only
+  Status (*lut_admit_indices)(StreamHandle*, const LutAdmitArgs*);
 };
 
 // Throws the error of the calling thread's last failed entry of `kind`.

@@ -176,6 +176,7 @@ constexpr Kernels kKernels{
     .silu_mul = mlstm_entry<&MlstmKernels::silu_mul, SiluMulArgs>,
     .soft_cap = entry<soft_cap, SoftCapArgs>,
     .linear_maximum = level_entry<&LevelKernels::linear_maximum, LinearMaximumArgs>,
+    .lut_admit_indices = entry<lut_admit_indices, LutAdmitArgs>,
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "cpu/lut.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/parallel.h"
 #include "cpu/levels.h"
@@ -55,9 +56,7 @@ void lut_check_positional_embeddings(const LutDetectPeArgs& a) {
 
 void lut_fill_outputs(const LutForwardArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_fill_outputs(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.rows * a.table.outputs, [&](int64_t item) { lut::fill_outputs_item<fixed>(a, item); });
-  });
+  lut_fill_outputs_by_rows(a);
 }
 
 void lut_gather_x_gradients(const LutXGradientArgs& a) {
@@ -89,10 +88,7 @@ void lut_gather_w_gradients(const LutWGradientArgs& a) {
 
 void lut_fill_outputs_for_sequence(const LutSequenceForwardArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_fill_outputs_for_sequence(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.sequence.batch * a.sequence.length * a.table.outputs,
-              [&](int64_t item) { lut::fill_outputs_for_sequence_item<fixed>(a, item); });
-  });
+  lut_fill_outputs_for_sequence_by_rows(a);
 }
 
 void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
@@ -129,16 +125,7 @@ void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
 void lut_decode(const LutDecodeArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_decode(a);
   for (int64_t item = 0; item < a.rows * a.table.num_tables; ++item) lut::remember_item(a, item);
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.rows * a.table.outputs, [&](int64_t item) { lut::decode_item<fixed>(a, item); });
-  });
-}
-
-void lut_product_forward(const LutProductArgs& a) {
-  dispatch(a.numerics, [&]<bool fixed>() {
-    for_items(a.product.batch * a.product.length * a.table.outputs,
-              [&](int64_t item) { lut::product_forward_item<fixed>(a, item); });
-  });
+  lut_decode_by_rows(a);
 }
 
 void lut_product_backward(const LutProductArgs& a) {
@@ -158,7 +145,55 @@ void lut_product_backward(const LutProductArgs& a) {
 
 void lut_mark_rows(const LutMarkRowsArgs& a) {
   if (a.kind == 1) return current_level().lut_mark_pairs(a);
-  parallel_for(a.num_tables, [&](int64_t t, int) { lut::mark_rows_item(a, t); });
+  const int64_t words = lut_mark_words(a.cells), count = lut::mark_count(a);
+  parallel_for(a.num_tables, [&](int64_t t, int) {
+    uint32_t* marks = a.marks + t * words;
+    std::fill_n(marks, words, 0);
+    for (int64_t item = 0; item < count; ++item) {
+      const int32_t cell = lut::marked_cell(a, t, item);
+      if (cell >= 0) marks[cell / 32] |= 1u << cell % 32;
+    }
+  });
+}
+
+namespace {
+
+typedef uint32_t Words __attribute__((vector_size(16)));
+
+Words words_at(const int32_t* p) {
+  Words w;
+  __builtin_memcpy(&w, p, sizeof w);
+  return w;
+}
+
+// Whether some index has a bit above its num_bits, or some min_index leaves -1 .. num_bits - 1.
+bool any_outside(const int32_t* index, const int32_t* min_index, int64_t count, int64_t num_bits) {
+  const uint32_t above = ~0u << num_bits, last = static_cast<uint32_t>(num_bits) - 1;
+  const auto outside = [=](auto i, auto r) { return (i & above) | (((r + 1) | (last - r)) & 0x80000000u); };
+  Words any = {};
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4) any |= outside(words_at(index + k), words_at(min_index + k));
+  uint32_t rest = any[0] | any[1] | any[2] | any[3];
+  for (; k < count; ++k)
+    rest |= outside(static_cast<uint32_t>(index[k]), static_cast<uint32_t>(min_index[k]));
+  return rest != 0;
+}
+
+}  // namespace
+
+// Almost always nothing is refused: a plain scan finds that out at the speed of memory.
+void lut_admit_indices(const LutAdmitArgs& a) {
+  constexpr int64_t kShare = 1 << 15;
+  const int64_t count = a.rows * a.num_tables;
+  std::atomic<bool> refused = a.anchors != nullptr || a.kept_index;
+  parallel_for((count + kShare - 1) / kShare, [&](int64_t task, int) {
+    const int64_t first = task * kShare, share = std::min(count - first, kShare);
+    if (any_outside(a.index + first, a.min_index + first, share, a.num_bits)) refused = true;
+  });
+  if (!refused)
+    std::fill_n(a.refused, 2 * kLutAdmitParts, -1);
+  else
+    for_items(kLutAdmitParts, [&](int64_t part) { lut::admit_indices_item(a, part); });
 }
 
 void lut_normalize(const LutNormalizeArgs& a) {

@@ -21,6 +21,11 @@ void lut_product_forward(const LutProductArgs&);
 void lut_product_backward(const LutProductArgs&);
 void lut_mark_rows(const LutMarkRowsArgs&);
 void lut_normalize(const LutNormalizeArgs&);
+// lut_outputs.cpp: of sparse tables, or in fixed point.
+void lut_fill_outputs_by_rows(const LutForwardArgs&);
+void lut_fill_outputs_for_sequence_by_rows(const LutSequenceForwardArgs&);
+void lut_decode_by_rows(const LutDecodeArgs&);
 void lut_staged(const LutStagedArgs&);
+void lut_admit_indices(const LutAdmitArgs&);
 
 }  // namespace trivium::cpu

@@ -47,6 +47,7 @@ Kernels make_table() {
   t.lut_mark_rows = entry<LutMarkRowsArgs, lut_mark_rows>;
   t.lut_normalize = entry<LutNormalizeArgs, lut_normalize>;
   t.lut_staged = entry<LutStagedArgs, lut_staged>;
+  t.lut_admit_indices = entry<LutAdmitArgs, lut_admit_indices>;
   t.mlstm_gates = entry<MlstmGatesArgs, mlstm_gates>;
   t.mlstm_forward = entry<MlstmForwardArgs, mlstm_forward>;
   t.mlstm_backward = entry<MlstmBackwardArgs, mlstm_backward>;

@@ -36,6 +36,7 @@ void lut_product_backward(Stream, const LutProductArgs&);
 void lut_mark_rows(Stream, const LutMarkRowsArgs&);
 void lut_normalize(Stream, const LutNormalizeArgs&);
 void lut_staged(Stream, const LutStagedArgs&);
+void lut_admit_indices(Stream, const LutAdmitArgs&);
 void moe_combine(Stream stream, const MoeCombineArgs& a);
 void mxfp4_decode(Stream stream, const Mxfp4DecodeArgs& a);
 void sample(Stream stream, const SampleArgs& a);

@@ -74,7 +74,7 @@ GPU_DEVICE bool find_owner(const LutOwners& o, lut::WOwner& owner) {
 inline LutOwners share_rows(const LutTable& w, int64_t units) {
   constexpr int64_t kThreads = 1 << 18;
   LutOwners o{.num_tables = w.num_tables, .parts = 1, .units = units, .run = w.cells / units, .lanes = 32};
-  while (o.lanes < w.outputs && o.lanes < 1024) o.lanes *= 2;
+  while (o.lanes < w.longest && o.lanes < 1024) o.lanes *= 2;
   while (o.parts * 2 <= units && o.parts * 2 * o.lanes * w.num_tables <= kThreads) o.parts *= 2;
   return o;
 }

@@ -35,8 +35,8 @@ struct LayerOptions {
   float learning_rate = 1;  // factor of weight gradients, in [0, 1]
   double int_rescaler = 0;  // > 0: fixed point
   int64_t group_size = 32;  // tables of one fixed-point contribution; synapses of a forward group
-  Tensor pointers,
-      targets;   // sparse: i64 [Nt + 1] or [Nt * C + 1] and i32 on the CPU; undefined: connected fully
+  // Sparse: i64 [Nt + 1] or [Nt * C + 1] and i32 on the CPU; undefined: connected fully.
+  Tensor pointers, targets;
   Tensor rates;  // f32, the learning rate of each weight; undefined: all learning_rate
 };
 
@@ -59,17 +59,22 @@ class Layer {
   LutTable table(const float* weights) const;
   LutNumerics numerics() const { return {options_.int_rescaler, options_.group_size}; }
   int64_t longest_row() const { return longest_row_; }
+  bool has_unused_pairs() const { return unused_pairs_; }
 
  private:
   void check_sizes() const;
-  void check_anchors() const;
+  void check_anchors();
   void check_targets();
+  void share_targets();  // stores lists once that are the same for all rows of a table
+  void list_reach();
 
   LayerOptions options_;
   Device device_;
   int64_t cells_ = 0, synapses_ = 0, longest_row_ = 0;
+  bool unused_pairs_ = false;
   LutForm form_ = LutForm::fully_connected;
-  Tensor anchors_, pointers_, targets_, rates_;  // on the device
+  Tensor anchors_, pointers_, targets_, rates_;  // on the device, like:
+  Tensor reach_starts_, reach_;                  // i64 [O + 1], i32 [sources, 2]
 };
 
 // What a backward needs of its forward.

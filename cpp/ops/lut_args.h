@@ -11,12 +11,21 @@ namespace trivium {
 // reaches targets[pointers[row] .. pointers[row + 1]). Targets ascend in a row and may repeat.
 enum class LutForm : int32_t { fully_connected = 0, shared = 1, general = 2 };
 
+// A table that has output o among its targets, and the first of its synapses there, counted within a row; -1
+// in the general form, where rows differ.
+struct LutReach {
+  int32_t table, place;
+};
+
 struct LutTable {
   const float* weights;     // [Nt, C, O], or one value a synapse in the order above
   const int64_t* pointers;  // [Nt + 1], [Nt * C + 1] or null
   const int32_t* targets;   // null when fully connected
   int64_t num_tables, cells, outputs;
   LutForm form;
+  int64_t longest;              // synapses of the longest row
+  const int64_t* reach_starts;  // [O + 1]; sparse tables of devices have it, else null, like:
+  const LutReach* reach;        // those of output o: reach[reach_starts[o] .. reach_starts[o + 1]), ascending
 };
 
 // Sums of float32, or of whole quanta 1 / ((2^20 - 1) rescale) when rescale > 0: exact in any order.
@@ -203,6 +212,19 @@ struct LutMarkRowsArgs {  // the set of addressed rows
   LutSequence sequence;
   LutProduct product;
 };
+
+// Indices that come back from a caller. A part of them looks at its share and notes where the first lies that
+// is outside of its range; copies, where they are asked for, hold an index that exists in its place.
+struct LutAdmitArgs {
+  const int32_t* index;      // [rows, Nt], 0 up to 2^num_bits
+  const int32_t* min_index;  // [rows, Nt], -1 up to num_bits, the number of a pair that is used
+  const int32_t* anchors;    // [Nt, num_bits, 2], null where all pairs are used
+  int32_t* kept_index;       // [rows, Nt] or null, like:
+  int32_t* kept_min_index;
+  int64_t* refused;  // [2][kLutAdmitParts] places in index, then in min_index; -1: none
+  int64_t rows, num_tables, num_bits;
+};
+inline constexpr int64_t kLutAdmitParts = 1024;
 
 struct LutNormalizeArgs {  // values /= max(max |values|, 1e-16)
   float* values;           // [count]

@@ -15,7 +15,7 @@ struct Pass {
   const Layer& layer;
   const Tensor& weights;
   const Tensor& gy;
-  const Saved& saved;
+  Saved saved;
   const BackwardOptions& options;
   Workspace& work;
   bool staged;
@@ -36,33 +36,6 @@ struct Pass {
   int w_stream() const { return options.policy == WeightPolicy::internal ? 0 : 1; }
 };
 
-// Saved tensors may come back from a caller that kept them apart.
-void check_saved(const Pass& p) {
-  const Saved& s = p.saved;
-  const Layer& layer = p.layer;
-  const int64_t tables = layer.num_tables(), longest = layer.options().sequence_length;
-  TRIVIUM_CHECK(s.batch >= 0 && 1 <= s.length && s.length <= longest, "lut backward: saved are ", s.batch,
-                " sequences of ", s.length, ", expected a length of 1 to ", longest);
-  check_addresses(layer, s);
-  const auto matches = [&](const Tensor& t, Dtype dtype, int64_t count) {
-    TRIVIUM_CHECK(
-        t.dtype() == dtype && t.numel() == count && t.is_contiguous() && t.device() == layer.device(),
-        "lut backward: a saved tensor is ", t.shape(), " ", t.dtype(), " on ", t.device(),
-        ", expected contiguous ", dtype, " of ", count, " elements on ", layer.device());
-  };
-  if (layer.is_product()) {
-    matches(s.x, Dtype::f32, s.batch * s.length * layer.options().inputs);
-    return check_pe(layer, s.pe, "lut backward");
-  }
-  matches(s.index, Dtype::i32, p.rows() * tables);
-  matches(s.min_delta, Dtype::f32, p.rows() * tables);
-  matches(s.min_index, Dtype::i32, p.rows() * tables);
-  if (!p.has_pe()) return;
-  matches(s.pe_index, Dtype::i32, (s.length - 1) * tables);
-  matches(s.pe_min_delta, Dtype::f32, (s.length - 1) * tables);
-  matches(s.pe_min_index, Dtype::i32, (s.length - 1) * tables);
-}
-
 void check(const Pass& p) {
   const Layer& layer = p.layer;
   const BackwardOptions& o = p.options;
@@ -70,7 +43,7 @@ void check(const Pass& p) {
   TRIVIUM_CHECK(layer.is_product() ? p.saved.x.rank() > 0
                                    : p.saved.min_index.rank() > 0 && p.saved.min_delta.rank() > 0,
                 "lut backward: nothing was saved; call forward with training=True first");
-  check_saved(p);
+  check_saved(layer, p.saved);
   check_tensor(p.gy, Dtype::f32, layer.device(), "lut backward: gy");
   const int64_t outputs = layer.options().outputs;
   const Shape expected =
@@ -369,6 +342,11 @@ Gradients backward(const Layer& layer, const Tensor& weights, const Tensor& gy, 
          .work = work,
          .staged = staged};
   check(p);
+  const AdmittedIndices admitted(layer, p.saved, work);
+  p.saved = admitted.saved();
+  // An update writes into the caller's weights; rows wait for the device in any case, which says how many.
+  if (options.policy == WeightPolicy::internal || options.policy == WeightPolicy::rows)
+    admitted.wait_and_check(work);
   const LayerOptions& o = layer.options();
   if (options.need_x)
     p.out.gx = Tensor::empty(
@@ -389,6 +367,7 @@ Gradients backward(const Layer& layer, const Tensor& weights, const Tensor& gy, 
   else
     fused(p);
   work.finish();
+  admitted.check();
   if (options.normalized) {
     normalize(p, p.out.gw);
     normalize(p, p.out.gpe);

@@ -48,6 +48,32 @@ inline void check_addresses(const Layer& layer, const Saved& s) {
                 s.positional_dim, ", expected ", anchors, " and ", positional_dim);
 }
 
+void check_saved(const Layer& layer, const Saved& s);  // all but the values
+
+// Saved tensors may come back from a caller who kept them, or made them. The constructor looks at every
+// index, before anything else runs: on the CPU one outside of its range is an error there. A device does not
+// stop the host for that: its kernels get a copy in which such an index is replaced by one that exists, and
+// check(), after the work is done, refuses the result.
+class AdmittedIndices {
+ public:
+  AdmittedIndices(const Layer& layer, const Saved& s, Workspace& work);
+  const Saved& saved() const { return saved_; }
+  void check() const;
+  void wait_and_check(Workspace& work) const;
+
+ private:
+  struct Side {
+    const char *index_name, *min_index_name;
+    Tensor index, min_index;  // as they came
+    Tensor refused;
+    int64_t num_tables, num_bits;
+  };
+  void admit(Side side, Tensor& index, Tensor& min_index, const int32_t* anchors, Workspace& work);
+
+  Saved saved_;
+  std::vector<Side> sides_;
+};
+
 inline LutSequence sequence_of(const Layer& layer, const Saved& s) {
   const bool training = s.min_index.numel() > 0, pe = s.pe_index.numel() > 0;
   return {.index = s.index.data_as<int32_t>(),

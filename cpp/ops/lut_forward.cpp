@@ -1,4 +1,6 @@
 // Forward passes of LUT layers: fused, staged and one position at a time.
+#include <algorithm>
+
 #include "ops/lut.h"
 #include "ops/lut_checks.h"
 
@@ -191,20 +193,23 @@ Tensor decode(const Layer& layer, const Tensor& weights, const Tensor& x, const 
   TRIVIUM_CHECK(cache.index.rank() == 3 && cache.index.dim(2) == layer.num_tables() && cache.ring > window &&
                     cache.num_anchors == layer.num_anchors() && cache.index.device() == layer.device(),
                 "lut decode: the cache is of a layer with other tables, anchors or a shorter sequence");
-  TRIVIUM_CHECK(rows <= cache.ring - window, "lut decode: ", rows, " rows in a step, the cache was made for ",
-                cache.ring - window);
   for (const Tensor* t : {&slots, &positions}) {
     check_tensor(*t, Dtype::i32, Device{}, t == &slots ? "lut decode: slots" : "lut decode: positions");
     TRIVIUM_CHECK(t->rank() == 1 && t->dim(0) == rows, "lut decode: ", t == &slots ? "slots" : "positions",
                   " is ", t->shape(), ", expected [", rows, "]");
   }
+  std::vector<int64_t> rows_of(static_cast<size_t>(cache.index.dim(0)));
   for (int64_t r = 0; r < rows; ++r) {
     TRIVIUM_CHECK(0 <= slots.data_as<int32_t>()[r] && slots.data_as<int32_t>()[r] < cache.index.dim(0),
                   "lut decode: slots[", r, "] is ", slots.data_as<int32_t>()[r], ", expected 0 to ",
                   cache.index.dim(0) - 1);
     TRIVIUM_CHECK(positions.data_as<int32_t>()[r] >= 0, "lut decode: positions[", r, "] is ",
                   positions.data_as<int32_t>()[r], ", expected at least 0");
+    ++rows_of[static_cast<size_t>(slots.data_as<int32_t>()[r])];
   }
+  const int64_t most = rows_of.empty() ? 0 : *std::max_element(rows_of.begin(), rows_of.end());
+  TRIVIUM_CHECK(most <= cache.ring - window, "lut decode: ", most,
+                " rows of one slot in a step, the cache was made for ", cache.ring - window);
   Saved saved;
   detect(layer, x, rows, {rows, layer.num_tables()}, false, saved, work);
   if (layer.options().positional_dim > 0) detect_pe(layer, pe, window, false, saved, work);

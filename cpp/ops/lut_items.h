@@ -110,12 +110,24 @@ TRIVIUM_INLINE int64_t find_target(const Row& row, int64_t output) {
   return low;
 }
 
-// sum += what the row gives to one output; sparse rows round each synapse on its own.
+// sum += what the row gives to one output; sparse rows round each synapse on its own. place: as in LutReach.
 template <bool fixed>
-TRIVIUM_INLINE void add_synapses(const LutTable& w, const Row& row, int64_t output,
+TRIVIUM_INLINE void add_synapses(const LutTable& w, const Row& row, int64_t output, int64_t place,
                                  const LutNumerics& numerics, Sum<fixed>& sum) {
-  for (int64_t k = find_target(row, output); k < row.count && row.targets[k] == output; ++k)
+  for (int64_t k = place < 0 ? find_target(row, output) : place; k < row.count && row.targets[k] == output;
+       ++k)
     sum += contribution<fixed>(w.weights[row.first + k], numerics);
+}
+
+// fn(t, place) for the tables, ascending, that have output o among their targets.
+template <class Fn>
+TRIVIUM_INLINE void for_tables_of(const LutTable& w, int64_t o, const Fn& fn) {
+  const bool all = w.form == LutForm::fully_connected;
+  const int64_t end = all ? w.num_tables : w.reach_starts[o + 1];
+  for (int64_t n = all ? 0 : w.reach_starts[o]; n < end; ++n) {
+    const LutReach source = all ? LutReach{static_cast<int32_t>(n), 0} : w.reach[n];
+    fn(int64_t{source.table}, int64_t{source.place});
+  }
 }
 
 // One element of 32 interleaved partial sums.
@@ -181,8 +193,9 @@ TRIVIUM_INLINE void fill_outputs_item(const LutForwardArgs& a, int64_t item) {
   const int32_t* index = a.index + b * w.num_tables;
   Sum<fixed> sum = 0;
   if (w.form != LutForm::fully_connected) {
-    for (int64_t t = 0; t < w.num_tables; ++t)
-      add_synapses<fixed>(w, row_of(w, t, index[t]), o, a.numerics, sum);
+    for_tables_of(w, o, [&](int64_t t, int64_t place) {
+      add_synapses<fixed>(w, row_of(w, t, index[t]), o, place, a.numerics, sum);
+    });
   } else {
     const int64_t block = fixed ? a.numerics.forward_block : w.num_tables;
     for (int64_t t = 0; t < w.num_tables;) {
@@ -309,6 +322,30 @@ TRIVIUM_INLINE void gather_w_gradients_item(const LutWGradientArgs& a, const WOw
       add_w_gradient<fixed>(a.table, a.target, a.numerics, owner, cell, a.gy + b * a.table.outputs, 1);
   }
   prepare_w_gradient<fixed>(a.table, a.target, a.numerics, owner, false);
+}
+
+// A pair that is not used is nobody's least certain one.
+TRIVIUM_INLINE bool admits_min_index(const LutAdmitArgs& a, int64_t i, int32_t r) {
+  if (r < -1 || r >= a.num_bits) return false;
+  if (r < 0 || !a.anchors) return true;
+  const int32_t* pair = a.anchors + (split(i, a.num_tables).remainder * a.num_bits + r) * 2;
+  return pair[0] >= 0 && pair[1] >= 0;
+}
+
+// item: a part, which has every kLutAdmitParts-th index.
+TRIVIUM_INLINE void admit_indices_item(const LutAdmitArgs& a, int64_t item) {
+  int64_t first = -1, first_min = -1;
+  for (int64_t i = item; i < a.rows * a.num_tables; i += kLutAdmitParts) {
+    const int32_t index = a.index[i], r = a.min_index[i], kept = index & ((1 << a.num_bits) - 1);
+    const bool admits = admits_min_index(a, i, r);
+    if (kept != index && first < 0) first = i;
+    if (!admits && first_min < 0) first_min = i;
+    if (!a.kept_index) continue;
+    a.kept_index[i] = kept;
+    a.kept_min_index[i] = admits ? r : -1;
+  }
+  a.refused[item] = first;
+  a.refused[kLutAdmitParts + item] = first_min;
 }
 
 // Parts of the largest magnitude; item in [0, kLutNormalizeParts). A NaN wins.

@@ -107,7 +107,7 @@ void Layer::check_sizes() const {
   check_quantum(o, "learning_rate", o.learning_rate);
 }
 
-void Layer::check_anchors() const {
+void Layer::check_anchors() {
   const Tensor& anchors = options_.anchors;
   const bool product = options_.mode == Mode::product || options_.mode == Mode::sliced;
   const int64_t limit = product ? 2 * options_.inputs + options_.positional_dim : options_.inputs;
@@ -118,6 +118,7 @@ void Layer::check_anchors() const {
       TRIVIUM_CHECK(a[k] < limit, "lut layer: anchors hold ", a[k], " in table ", i / (2 * anchors.dim(1)),
                     ", expected less than ", limit);
     equal += a[i] >= 0 && a[i] == a[i + 1];
+    unused_pairs_ |= a[i] < 0 || a[i + 1] < 0;
   }
   if (equal)
     log(LogLevel::warning,
@@ -159,8 +160,65 @@ void Layer::check_targets() {
     }
   }
   synapses_ = form_ == LutForm::shared ? o.targets.dim(0) * cells_ : o.targets.dim(0);
-  pointers_ = o.pointers.to(device_);
-  targets_ = o.targets.to(device_);
+  pointers_ = o.pointers, targets_ = o.targets;
+  if (form_ == LutForm::general) share_targets();
+  list_reach();
+  pointers_ = pointers_.to(device_);
+  targets_ = targets_.to(device_);
+}
+
+// Weights lie in the same places either way.
+void Layer::share_targets() {
+  const int64_t tables = options_.anchors.dim(0);
+  const Tensor pointers = Tensor::empty({tables + 1}, Dtype::i64);
+  int64_t *shared = pointers.data_as<int64_t>(), total = 0;
+  const int64_t* p = pointers_.data_as<int64_t>();
+  const int32_t* targets = targets_.data_as<int32_t>();
+  for (int64_t t = 0; t < tables; ++t) {
+    const int64_t *rows = p + t * cells_, count = rows[1] - rows[0];
+    const int32_t* first = targets + rows[0];
+    for (int64_t c = 1; c < cells_; ++c)
+      if (rows[c + 1] - rows[c] != count || !std::equal(first, first + count, targets + rows[c])) return;
+    shared[t] = total;
+    total += count;
+  }
+  shared[tables] = total;
+  const Tensor lists = Tensor::empty({total}, Dtype::i32);
+  for (int64_t t = 0; t < tables; ++t)
+    std::copy_n(targets + p[t * cells_], shared[t + 1] - shared[t], lists.data_as<int32_t>() + shared[t]);
+  form_ = LutForm::shared, pointers_ = pointers, targets_ = lists;
+}
+
+// A device computes output by output; the CPU scatters rows and needs no lists.
+void Layer::list_reach() {
+  if (device_.kind == DeviceKind::cpu) return;
+  const int64_t outputs = options_.outputs, tables = options_.anchors.dim(0);
+  const int64_t rows = form_ == LutForm::shared ? 1 : cells_;  // a table's lists
+  const int64_t* p = pointers_.data_as<int64_t>();
+  const int32_t* targets = targets_.data_as<int32_t>();
+  std::vector<int64_t> last(static_cast<size_t>(outputs));
+  const auto visit = [&](const auto& fn) {  // fn(output, t, place), once for each table that reaches it
+    std::fill(last.begin(), last.end(), -1);
+    for (int64_t t = 0; t < tables; ++t)
+      for (int64_t k = p[t * rows]; k < p[(t + 1) * rows]; ++k) {
+        const auto o = static_cast<size_t>(targets[k]);
+        if (last[o] != t) fn(o, t, k - p[t * rows]);
+        last[o] = t;
+      }
+  };
+  std::vector<int64_t> starts(static_cast<size_t>(outputs) + 1);
+  visit([&](size_t o, int64_t, int64_t) { ++starts[o + 1]; });
+  for (size_t o = 0; o < static_cast<size_t>(outputs); ++o) starts[o + 1] += starts[o];
+  const Tensor begin = Tensor::empty({outputs + 1}, Dtype::i64);
+  std::copy(starts.begin(), starts.end(), begin.data_as<int64_t>());
+  const Tensor reach = Tensor::empty({starts.back(), 2}, Dtype::i32);
+  auto* list = reinterpret_cast<LutReach*>(reach.data_as<int32_t>());
+  visit([&](size_t o, int64_t t, int64_t place) {
+    list[starts[o]++] = {static_cast<int32_t>(t),
+                         form_ == LutForm::shared ? static_cast<int32_t>(place) : -1};
+  });
+  reach_starts_ = begin.to(device_);
+  reach_ = reach.to(device_);
 }
 
 Shape Layer::weight_shape() const {
@@ -181,7 +239,11 @@ LutTable Layer::table(const float* weights) const {
           .num_tables = num_tables(),
           .cells = cells_,
           .outputs = options_.outputs,
-          .form = form_};
+          .form = form_,
+          .longest = longest_row_,
+          .reach_starts = reach_starts_.numel() ? reach_starts_.data_as<int64_t>() : nullptr,
+          .reach =
+              reach_starts_.numel() ? reinterpret_cast<const LutReach*>(reach_.data_as<int32_t>()) : nullptr};
 }
 
 }  // namespace trivium::lut

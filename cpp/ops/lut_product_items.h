@@ -45,9 +45,10 @@ TRIVIUM_INLINE void product_forward_item(const LutProductArgs& a, int64_t item) 
   const auto [row, o] = split(item, a.table.outputs);
   const auto [b, j] = split(row, a.product.length);
   Sum<fixed> sum = 0;
-  for (int64_t t = 0; t < a.table.num_tables; ++t)
-    sum += pairs_sum<fixed>(a.table, a.numerics, t, o, 0, j,
+  for_tables_of(a.table, o, [&](int64_t t, int64_t place) {
+    sum += pairs_sum<fixed>(a.table, a.numerics, t, place, o, 0, j,
                             [&](int64_t i) { return product_detector(a.product, b, i, j, t).index; });
+  });
   a.y[item] = value_of(sum, a.numerics);
 }
 
@@ -130,23 +131,22 @@ TRIVIUM_INLINE void product_w_gradients_item(const LutProductArgs& a, const WOwn
   prepare_w_gradient<fixed>(a.table, a.target, a.numerics, owner, false);
 }
 
-// Marks the addressed rows of table t.
-TRIVIUM_INLINE void mark_rows_item(const LutMarkRowsArgs& a, int64_t t) {
-  const int64_t words = lut_mark_words(a.cells);
-  uint32_t* marks = a.marks + t * words;
-  for (int64_t k = 0; k < words; ++k) marks[k] = 0;
-  const auto mark = [&](int32_t cell) { marks[cell / 32] |= 1u << cell % 32; };
-  if (a.kind == 0) {
-    for (int64_t b = 0; b < a.rows; ++b) mark(a.index[b * a.num_tables + t]);
-    return;
-  }
-  const int64_t batch = a.kind == 1 ? a.sequence.batch : a.product.batch;
+// What a table may be asked for: rows, or (b, j, i) of sequences, where i < j are pairs.
+TRIVIUM_INLINE int64_t mark_count(const LutMarkRowsArgs& a) {
+  if (a.kind == 0) return a.rows;
   const int64_t length = a.kind == 1 ? a.sequence.length : a.product.length;
-  for (int64_t b = 0; b < batch; ++b)
-    for (int64_t j = 1; j < length; ++j)
-      for (int64_t i = 0; i < j; ++i)
-        mark(a.kind == 1 ? cell_at(a.sequence, a.num_tables, b, i, j, t)
-                         : product_detector(a.product, b, i, j, t).index);
+  return (a.kind == 1 ? a.sequence.batch : a.product.batch) * length * length;
+}
+
+// The row of table t that `item` addresses, -1: none.
+TRIVIUM_INLINE int32_t marked_cell(const LutMarkRowsArgs& a, int64_t t, int64_t item) {
+  if (a.kind == 0) return a.index[item * a.num_tables + t];
+  const int64_t length = a.kind == 1 ? a.sequence.length : a.product.length;
+  const auto [position, i] = split(item, length);
+  const auto [b, j] = split(position, length);
+  if (i >= j) return -1;
+  return a.kind == 1 ? cell_at(a.sequence, a.num_tables, b, i, j, t)
+                     : product_detector(a.product, b, i, j, t).index;
 }
 
 }  // namespace trivium::lut

@@ -23,13 +23,14 @@ TRIVIUM_INLINE int32_t cell_at(const LutSequence& s, int64_t num_tables, int64_t
 }
 
 // What the pairs of one table give to one output of position j. cell_of(i) is the address of pair i < j. A
-// fully connected sum is one contribution.
+// fully connected sum is one contribution. place: as in LutReach.
 template <bool fixed, class Cell>
-TRIVIUM_INLINE Sum<fixed> pairs_sum(const LutTable& w, const LutNumerics& numerics, int64_t t, int64_t o,
-                                    int64_t first, int64_t j, const Cell& cell_of) {
+TRIVIUM_INLINE Sum<fixed> pairs_sum(const LutTable& w, const LutNumerics& numerics, int64_t t, int64_t place,
+                                    int64_t o, int64_t first, int64_t j, const Cell& cell_of) {
   Sum<fixed> sum = 0;
   if (w.form != LutForm::fully_connected) {
-    for (int64_t i = first; i < j; ++i) add_synapses<fixed>(w, row_of(w, t, cell_of(i)), o, numerics, sum);
+    for (int64_t i = first; i < j; ++i)
+      add_synapses<fixed>(w, row_of(w, t, cell_of(i)), o, place, numerics, sum);
     return sum;
   }
   Real<fixed> part = 0;
@@ -47,11 +48,12 @@ TRIVIUM_INLINE void fill_outputs_for_sequence_item(const LutSequenceForwardArgs&
   const int64_t num_tables = a.table.num_tables;
   const int32_t* index = s.index + (row - j) * num_tables;  // of position 0
   Sum<fixed> sum = 0;
-  for (int64_t t = 0; t < num_tables; ++t)
-    sum += pairs_sum<fixed>(a.table, a.numerics, t, o, 0, j, [&](int64_t i) {
+  for_tables_of(a.table, o, [&](int64_t t, int64_t place) {
+    sum += pairs_sum<fixed>(a.table, a.numerics, t, place, o, 0, j, [&](int64_t i) {
       const int32_t e = s.num_pe ? s.pe_index[(j - i - 1) * num_tables + t] : 0;
       return pair_cell(s, index[j * num_tables + t], index[i * num_tables + t], e);
     });
+  });
   a.y[item] = value_of(sum, a.numerics);
 }
 
@@ -224,9 +226,10 @@ TRIVIUM_INLINE void decode_item(const LutDecodeArgs& a, int64_t item) {
   const auto [row, o] = split(item, a.table.outputs);
   const DecodeRow seen = decode_row(a, row);
   Sum<fixed> sum = 0;
-  for (int64_t t = 0; t < a.table.num_tables; ++t)
-    sum += pairs_sum<fixed>(a.table, a.numerics, t, o, seen.first, seen.position,
+  for_tables_of(a.table, o, [&](int64_t t, int64_t place) {
+    sum += pairs_sum<fixed>(a.table, a.numerics, t, place, o, seen.first, seen.position,
                             [&](int64_t i) { return decode_cell(a, seen, i, t); });
+  });
   const float y = value_of(sum, a.numerics);
   a.y[item] = a.accumulate ? a.y[item] + y : y;
 }

@@ -20,6 +20,11 @@ void Workspace::join(int waiting, int other) {
   streams_[waiting]->wait(*events_[other]);
 }
 
+void Workspace::hold_others() {
+  events_[0]->record(*streams_[0]);
+  for (int i = 1; i < kStreams; ++i) streams_[i]->wait(*events_[0]);
+}
+
 Tensor Workspace::result(const Shape& shape) {
   constexpr int64_t kLarge = 1 << 19;  // elements; the allocator keeps smaller blocks itself
   const int64_t count = shape.numel();

@@ -27,6 +27,13 @@ class Workspace {
     if (trace) trace->push_back(concat(stage, " on ", stream));
     call_kernel(device_, entry, name, handle(stream), args);
   }
+  // What the stages of an operation rest on: all streams wait for it, and the trace leaves it out.
+  template <class Args>
+  void run_first(Status (*Kernels::*entry)(StreamHandle*, const Args*), const char* name, const Args& args) {
+    call_kernel(device_, entry, name, handle(0), args);
+    hold_others();
+  }
+  void wait() { streams_[0]->synchronize(); }
   // Later work of `waiting` starts after what `other` has been given so far.
   void join(int waiting, int other);
   // A float32 result that the kernels write in full. On the CPU a large one takes the memory of an earlier
@@ -39,6 +46,7 @@ class Workspace {
 
  private:
   StreamHandle* handle(int stream) const;
+  void hold_others();  // until stream 0 is done with what it has been given
 
   Device device_;
   std::optional<Stream> streams_[kStreams];

@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <mutex>
 
 #include "bindings.h"
@@ -137,7 +138,14 @@ void register_saved(py::module_& m) {
       .def_property_readonly("rows", tensor_of(&lut::Gradients::rows, Dtype::i64),
                              "int64 [rows]: table * cells + cell, ascending");
   py::class_<lut::DecodeCache>(m, "LutCache", "Indices of the last positions of several sequences.")
-      .def_readonly("index", &lut::DecodeCache::index, "int32 [slots, ring, tables]");
+      .def_property_readonly(
+          "index",
+          [](const lut::DecodeCache& c) {
+            const Tensor host = c.index.to(Device{}), copy = Tensor::empty(host.shape(), Dtype::i32);
+            std::copy_n(host.data_as<int32_t>(), host.numel(), copy.data_as<int32_t>());
+            return copy;
+          },
+          "int32 [slots, ring, tables], a copy on the CPU");
 }
 
 void register_calls(py::class_<PyLutLayer, std::shared_ptr<PyLutLayer>>& c) {

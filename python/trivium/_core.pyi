@@ -371,7 +371,7 @@ class LutCache:
     @property
     def index(self) -> Tensor:
         """
-        int32 [slots, ring, tables]
+        int32 [slots, ring, tables], a copy on the CPU
         """
 
 class LutLayer:

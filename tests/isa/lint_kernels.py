@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kernels name no vendor: what may not stand in cpp/cuda outside the files that are one vendor's own.
 
-lint_kernels.py cpp/cuda
+lint_kernels.py cpp/cuda [FILE ...]    files outside of it that kernels include
 """
 
 import re
@@ -68,6 +68,7 @@ def main() -> int:
     root = Path(sys.argv[1])
     files = sorted([*root.glob("*.cuh"), *root.rglob("*.cu"), *root.glob("kernels/*.cuh")])
     files = [f for f in files if f.name not in OWN]
+    files += map(Path, sys.argv[2:])
     if len(files) < 3:
         print(f"no kernels below {root}")
         return 2

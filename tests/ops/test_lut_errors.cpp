@@ -270,6 +270,73 @@ TEST(LutErrors, SavedTensorsAndCachesOfOtherLayersAreRefused) {
         {"the cache is of a layer with other tables, anchors"});
 }
 
+// A copy of a saved tensor on the test device with one value changed.
+Tensor with_value(const Tensor& saved, int64_t at, int32_t value) {
+  Tensor host = Tensor::empty(saved.shape(), Dtype::i32);
+  const auto values = values_of<int32_t>(saved);
+  std::copy(values.begin(), values.end(), host.data_as<int32_t>());
+  host.data_as<int32_t>()[at] = value;
+  return host.to(test_device());
+}
+
+void expect_refused(const LutCase& c, const lut::Saved& saved, const std::vector<std::string>& parts) {
+  using Policy = lut::WeightPolicy;
+  const Tensor w = c.weights(), gy = c.gy.to(test_device());
+  const auto before = values_of<float>(w);
+  for (const Policy policy : {Policy::none, Policy::dense, Policy::rows, Policy::internal})
+    expect_error([&] { lut::backward(*c.layer, w, gy, saved, {.policy = policy, .eta = 1}, *c.work); },
+                 parts);
+  expect_same_bits(values_of<float>(w), before, "weights");
+}
+
+TEST(LutErrors, SavedIndicesOutsideOfTheTablesAreRefused) {
+  lut::LayerOptions o = rows_layer(5, 3, 2, 4);
+  o.anchors.data_as<int32_t>()[6] = -1;  // pair 1 of table 1
+  const LutCase c(o, 4, 1);
+  const auto good = c.forward().saved;
+  EXPECT_NO_THROW(c.backward(good));
+  for (const int32_t bad : {4, -1, -5, 1 << 28, INT32_MAX, INT32_MIN}) {
+    auto saved = good;
+    saved.index = with_value(good.index, 7, bad);
+    expect_refused(c, saved, {"saved index of row 2, table 1 is " + std::to_string(bad), "expected 0 to 3"});
+  }
+  for (const int32_t bad : {2, -2, 30, INT32_MAX, INT32_MIN}) {
+    auto saved = good;
+    saved.min_index = with_value(good.min_index, 11, bad);
+    expect_refused(c, saved,
+                   {"saved min_index of row 3, table 2 is " + std::to_string(bad), "expected -1 to 1"});
+  }
+  auto saved = good;
+  saved.min_index = with_value(good.min_index, 4, 1);
+  expect_refused(c, saved, {"saved min_index of row 1, table 1 is 1", "a pair that is used"});
+  saved = good;
+  saved.index = with_value(with_value(good.index, 9, 100), 2, 50);
+  expect_refused(c, saved, {"row 0, table 2 is 50"});  // the first of two
+}
+
+TEST(LutErrors, SavedIndicesOfSequencesAreHeldToTheirBits) {
+  const LutCase c(sequence_layer(5, 3, 2, 3, 4, 6), 2, 1);
+  const auto good = c.forward().saved;
+  EXPECT_NO_THROW(c.backward(good));
+  auto saved = good;
+  saved.index = with_value(good.index, 35, 4);  // a cell of the table, not the index of a position
+  expect_refused(c, saved, {"saved index of row 11, table 2 is 4", "expected 0 to 3"});
+  saved = good;
+  saved.pe_index = with_value(good.pe_index, 14, 8);
+  expect_refused(c, saved, {"saved pe_index of row 4, table 2 is 8", "expected 0 to 7"});
+  saved = good;
+  saved.pe_min_index = with_value(good.pe_min_index, 0, 3);
+  expect_refused(c, saved, {"saved pe_min_index of row 0, table 0 is 3", "expected -1 to 2"});
+}
+
+TEST(LutErrors, ALargeSavedIndexIsScannedToItsEnd) {
+  const LutCase c(rows_layer(5, 7, 2, 1), 20000, 1);
+  auto saved = c.forward().saved;
+  const int64_t last = saved.index.numel() - 1;
+  saved.index = with_value(saved.index, last, 4);
+  expect_error([&] { c.backward(saved); }, {"saved index of row 19999, table 6 is 4"});
+}
+
 TEST(LutErrors, DecodeArguments) {
   const LutCase c(sequence_layer(5, 3, 2, 0, 4, 6), 2, 1);
   expect_error([&] { lut::make_cache(*c.layer, 0); }, {"slots is 0"});

@@ -71,6 +71,46 @@ TEST(LutFixed, WeightGradientsStayAtTheEndsOfTheirRange) {
   EXPECT_EQ(gradient({-1, 3000, 0, 0}), kEnd);
 }
 
+// The sums of sequences in whole quanta: one contribution of y is a table's sum over the pairs of a position,
+// one of gW is a pair's.
+TEST(LutFixed, SequencesAreExactIntegerSums) {
+  for (const int64_t npe : {0, 2}) {
+    constexpr double kRescaler = 0.5, kScale = kUnit * kRescaler;
+    constexpr int64_t kTables = 3, kLength = 5, kOutputs = 5;
+    LutCase c(sequence_layer(6, kTables, 2, npe, kOutputs, kLength), 2, 7);
+    c.options.int_rescaler = kRescaler;
+    c.rebuild();
+    const auto forward = c.forward();
+    const auto index = values_of<int32_t>(forward.saved.index);
+    const auto pe = npe ? values_of<int32_t>(forward.saved.pe_index) : std::vector<int32_t>();
+    const float *w = c.w.data_as<float>(), *gy = c.gy.data_as<float>();
+    std::vector<float> y;
+    std::vector<int64_t> gw(static_cast<size_t>(c.w.numel()));
+    for (int64_t row = 0; row < 2 * kLength; ++row)
+      for (int64_t o = 0; o < kOutputs; ++o) {
+        int64_t sum = 0;
+        for (int64_t t = 0; t < kTables; ++t) {
+          double part = 0;
+          for (int64_t d = row % kLength; d > 0; --d) {
+            const int64_t later = index[static_cast<size_t>(row * kTables + t)];
+            const int64_t earlier = index[static_cast<size_t>((row - d) * kTables + t)];
+            const int64_t e = npe ? pe[static_cast<size_t>((d - 1) * kTables + t)] : 0;
+            const int64_t cell = later << (2 + npe) | earlier << npe | e;
+            const int64_t at = (t * c.layer->cells() + cell) * kOutputs + o;
+            part += double{w[at]};
+            gw[static_cast<size_t>(at)] += static_cast<int64_t>(double{gy[row * kOutputs + o]} * kScale);
+          }
+          sum += static_cast<int64_t>(part * kScale);
+        }
+        y.push_back(static_cast<float>(static_cast<double>(sum) / kScale));
+      }
+    expect_same_bits(values_of<float>(forward.y), y, "y");
+    std::vector<float> want;
+    for (const int64_t quanta : gw) want.push_back(static_cast<float>(static_cast<double>(quanta) / kScale));
+    expect_same_bits(values_of<float>(c.backward(forward.saved).gw), want, "gw");
+  }
+}
+
 // Random layers whose gradients leave the range in places: all backends stop at the same sums.
 TEST(LutFixed, OverflowHasTheCpusBits) {
   std::vector<LutCase> cases;

@@ -234,3 +234,32 @@ def test_a_cache_of_another_layer_is_refused(other):
     assert decode(wrong.native.make_cache(1)).shape == (1, 5)
     with pytest.raises(trivium.InvalidArgument, match="the cache is of a layer"):
         decode(layer.native.make_cache(1))
+
+
+LATER = {
+    "unembedder.weight": lambda a: a[:1],
+    "unembedder.anchors": lambda a: a + 100,
+    "layers.1.ffn_norm.running_var": lambda a: -a - 1,
+    "layers.1.attention.positional_embeddings": lambda a: a.astype(np.float64),
+    "embedding": lambda a: a[:3],
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_transformer_takes_all_of_a_state_or_nothing(name):
+    def model(seed):
+        sizes = (32, 12, 6, 2, 2, 2, 3, 3, 2)
+        return lut.LUTTransformer(*sizes, use_batch_norm=True, synapse_meta=META, random_seed=seed)
+
+    taker, giver = model(4), model(5)
+    before = {key: value.copy() for key, value in taker.state_dict().items()}
+    state = giver.state_dict()
+    bad = state | {name: LATER[name](state[name])}
+    with pytest.raises(trivium.InvalidArgument) as error:
+        taker.load_state_dict(bad)
+    assert str(error.value).startswith(name.rpartition(".")[0] or name)
+    for key, value in taker.state_dict().items():
+        np.testing.assert_array_equal(value, before[key], err_msg=key)
+    taker.load_state_dict(state)
+    for key, value in taker.state_dict().items():
+        np.testing.assert_array_equal(value, state[key], err_msg=key)

@@ -33,6 +33,29 @@ void gather_w_gradients_kernel(LutWGradientArgs a, LutOwners owners) {
   if (find_owner(owners, owner)) lut::gather_w_gradients_item<fixed>(a, owner);
 }
 
+GPU_DEVICE void clear_marks_item(const LutMarkRowsArgs& a, int64_t item) { a.marks[item] = 0; }
+
+// Bits are only ever set: the words come out the same in any order.
+GPU_DEVICE void set_mark(uint32_t* word, uint32_t bit) {
+  for (uint32_t old = 0;;) {
+    const uint32_t seen = atomic_cas(word, old, old | bit);
+    if (seen == old || (seen & bit)) return;
+    old = seen;
+  }
+}
+
+constexpr int64_t kMarks = 8;  // items of a thread
+
+// Block: part blockIdx % parts of a table's items.
+GPU_KERNEL(kLutBlock) void mark_rows_kernel(LutMarkRowsArgs a, int64_t parts, int64_t count) {
+  const auto [t, part] = lut::split(blockIdx.x, parts);
+  uint32_t* marks = a.marks + t * lut_mark_words(a.cells);
+  for (int64_t item = part * kLutBlock + threadIdx.x; item < count; item += parts * kLutBlock) {
+    const int32_t cell = lut::marked_cell(a, t, item);
+    if (cell >= 0) set_mark(marks + cell / 32, 1u << cell % 32);
+  }
+}
+
 GPU_KERNEL(kLutBlock) void normalize_scale_kernel(LutNormalizeArgs a) {
   if (blockIdx.x == 0 && threadIdx.x == 0) lut::normalize_scale_item(a);
 }
@@ -77,7 +100,14 @@ void lut_gather_w_gradients(Stream stream, const LutWGradientArgs& a) {
 }
 
 void lut_mark_rows(Stream stream, const LutMarkRowsArgs& a) {
-  launch_items<LutMarkRowsArgs, lut::mark_rows_item>(stream, a, a.num_tables);
+  const int64_t count = lut::mark_count(a);
+  const int64_t parts = ceil_div(count, kLutBlock * kMarks);
+  launch_items<LutMarkRowsArgs, clear_marks_item>(stream, a, a.num_tables * lut_mark_words(a.cells));
+  launch(stream, {.grid = {a.num_tables * parts}, .block = kLutBlock}, mark_rows_kernel, a, parts, count);
+}
+
+void lut_admit_indices(Stream stream, const LutAdmitArgs& a) {
+  launch_items<LutAdmitArgs, lut::admit_indices_item>(stream, a, kLutAdmitParts);
 }
 
 void lut_normalize(Stream stream, const LutNormalizeArgs& a) {

@@ -28,6 +28,37 @@ void gather_w_gradients_for_sequence_kernel(LutSequenceWGradientArgs a, LutOwner
   if (find_owner(owners, owner)) lut::gather_w_gradients_for_sequence_item<fixed>(a, owner);
 }
 
+constexpr int kDecodeBlock = 512;  // as many tables at a time as it has groups of 32 threads
+
+// A block owns 32 outputs of a row. Its groups take tables in turn, whose sums the first group adds in the
+// order of decode_item: a step of one row alone keeps many threads at work.
+template <bool fixed>
+GPU_KERNEL(kDecodeBlock)
+void decode_kernel(LutDecodeArgs a, int64_t tiles) {
+  constexpr int kGroups = kDecodeBlock / lut::kPartials;
+  GPU_SHARED(lut::Sum<fixed>, parts, kDecodeBlock);
+  const auto [row, tile] = lut::split(blockIdx.x, tiles);
+  const int group = static_cast<int>(threadIdx.x) / lut::kPartials;
+  const int64_t tables = a.table.num_tables, o = tile * lut::kPartials + lut_lane();
+  const bool owns = o < a.table.outputs;
+  const lut::DecodeRow seen = lut::decode_row(a, row);
+  lut::Sum<fixed> sum = 0;
+  for (int64_t first = 0; first < tables; first += kGroups) {
+    const int64_t t = first + group;
+    if (owns && t < tables)
+      parts[threadIdx.x] = lut::pairs_sum<fixed>(a.table, a.numerics, t, 0, o, seen.first, seen.position,
+                                                 [&](int64_t i) { return lut::decode_cell(a, seen, i, t); });
+    sync_block();
+    const int64_t count = min(tables - first, int64_t{kGroups});
+    for (int64_t g = 0; owns && group == 0 && g < count; ++g) sum += parts[g * lut::kPartials + lut_lane()];
+    sync_block();
+  }
+  if (!owns || group != 0) return;
+  const float y = lut::value_of(sum, a.numerics);
+  const int64_t at = row * a.table.outputs + o;
+  a.y[at] = a.accumulate ? a.y[at] + y : y;
+}
+
 }  // namespace
 
 void lut_fill_outputs_for_sequence(Stream stream, const LutSequenceForwardArgs& a) {
@@ -62,8 +93,12 @@ void lut_gather_w_gradients_for_sequence(Stream stream, const LutSequenceWGradie
 
 void lut_decode(Stream stream, const LutDecodeArgs& a) {
   launch_items<LutDecodeArgs, lut::remember_item>(stream, a, a.rows * a.table.num_tables);
+  const int64_t tiles = ceil_div(a.table.outputs, lut::kPartials);
   dispatch_fixed(a.numerics, [&]<bool fixed>() {
-    launch_items<LutDecodeArgs, lut::decode_item<fixed>, 4>(stream, a, a.rows * a.table.outputs);
+    if (a.table.form == LutForm::fully_connected)
+      launch(stream, {.grid = {a.rows * tiles}, .block = kDecodeBlock}, decode_kernel<fixed>, a, tiles);
+    else
+      launch_items<LutDecodeArgs, lut::decode_item<fixed>, 2>(stream, a, a.rows * a.table.outputs);
   });
 }
 

@@ -10,13 +10,16 @@
 
 from .batch_norm import BatchNorm
 from .connectivity import Sampling, Targets
-from .layers import LUTLayer, LUTLayerBasic, RowGradient, SynapseMeta
+from .decode import DecodeCache
+from .layers import LUTLayer, LUTLayerBasic, SynapseMeta
+from .row_gradient import RowGradient
 from .spatial import Conv2DLUTLayer, ProjectionLUTLayer
 from .transformer import LUTTransformer
 
 __all__ = [
     "BatchNorm",
     "Conv2DLUTLayer",
+    "DecodeCache",
     "LUTLayer",
     "LUTLayerBasic",
     "LUTTransformer",

@@ -1,5 +1,6 @@
 """Normalisation of channels over a batch (Ioffe & Szegedy, arXiv 1502.03167) on numpy arrays."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,10 @@ class BatchNorm:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._check_state(state)()
+
+    def _check_state(self, state: dict[str, Any]) -> Callable[[], None]:
+        """Refuses a state this norm cannot take; calling what it returns takes it."""
         expected = self.state_dict()
         if set(state) != set(expected):
             raise InvalidArgument(f"state has {sorted(state)}, expected {sorted(expected)}")
@@ -87,5 +92,9 @@ class BatchNorm:
                 )
         if not (arrays["running_var"] >= 0).all():
             raise InvalidArgument("running_var holds a negative value or NaN, expected variances")
-        for name, array in arrays.items():
-            getattr(self, name)[...] = array
+
+        def take() -> None:
+            for name, array in arrays.items():
+                getattr(self, name)[...] = array
+
+        return take

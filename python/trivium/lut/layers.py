@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from .. import _core
 from .._core import InvalidArgument, Tensor
 from . import connectivity
 from .connectivity import Targets
+from .decode import DecodeCache, decode
+from .row_gradient import RowGradient
 
 POLICIES = {"dense": "dense", "row_sparse": "rows", "internal": "internal"}
 
@@ -39,28 +41,6 @@ class SynapseMeta:
             )
         if not 0 <= self.learning_rate <= 1:
             raise InvalidArgument(f"learning_rate is {self.learning_rate}, expected 0 to 1")
-
-
-class RowGradient(NamedTuple):
-    """A weight gradient that is zero outside `rows`."""
-
-    rows: np.ndarray  # int64 [n], table * cells + cell, ascending
-    values: np.ndarray  # float32 [n, outputs]; of a general sparse layer [synapses], row after row
-    offsets: np.ndarray  # int64 [n + 1]: where each row's values start, in flattened values
-    starts: np.ndarray  # int64 [n]: where each row starts in the flattened weights
-
-    def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """(indices, values) of the non-zero elements in the flattened weights."""
-        counts = np.diff(self.offsets)
-        index = np.arange(self.offsets[-1]) + np.repeat(self.starts - self.offsets[:-1], counts)
-        values = self.values.reshape(-1)
-        return index[values != 0], values[values != 0]
-
-    def dense(self, shape: Sequence[int]) -> np.ndarray:
-        out = np.zeros(int(np.prod(shape)), np.float32)
-        index, values = self.flat()
-        out[index] = values
-        return out.reshape(shape)
 
 
 def _on_host(array: Any) -> np.ndarray:
@@ -296,15 +276,29 @@ class LUTLayerBasic:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return RowGradient(rows, gw.reshape(len(rows), -1) if self.targets is None else gw, offsets, starts)
 
-    def _flatten(self, x: Any, shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], Any]:
+    def make_cache(self, sequences: int = 1) -> DecodeCache:
+        """What decode remembers of `sequences` sequences that go in step."""
+        return DecodeCache(self, sequences)
+
+    def decode(self, x: Any, cache: DecodeCache) -> Any:
+        """The next position of each of the cache's sequences: x [sequences, *input_shape] -> y [sequences, *output_shape].
+
+        Bit for bit what forward gives for that position, at the cost of one position. It goes on past
+        sequence_length: a position sees the sequence_length - 1 before it.
+        """
+        return decode(self, x, cache)
+
+    def _flatten(
+        self, x: Any, shape: tuple[int, ...], name: str, rank: int | None = None
+    ) -> tuple[tuple[int, ...], Any]:
         if not isinstance(x, Tensor):
             if np.iscomplexobj(x):
                 raise InvalidArgument(f"{name} is complex, expected real numbers")
             x = np.ascontiguousarray(x, np.float32)
         split = x.ndim - len(shape)
-        rank = 2 if self.sequence_length > 1 else None
+        rank = rank or (2 if self.sequence_length > 1 else None)
         if split < 1 or x.shape[split:] != shape or (rank and split != rank):
-            axes = "batch, positions" if rank else "batch"
+            axes = "batch, positions" if rank == 2 else "batch"
             raise InvalidArgument(f"{name} is {list(x.shape)}, expected [{axes}, {str(list(shape))[1:-1]}]")
         lead, size = tuple(x.shape[:split]), int(np.prod(shape))
         if isinstance(x, Tensor):
@@ -325,13 +319,19 @@ class LUTLayerBasic:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._check_state(state)()
+
+    def _check_state(self, state: dict[str, Any]) -> Callable[[], None]:
+        """Refuses a state this layer cannot take; calling what it returns takes it."""
         expected = set(self.state_dict())
         if set(state) != expected:
             raise InvalidArgument(f"state has {sorted(state)}, expected {sorted(expected)}")
-        arrays = {name: np.array(value) for name, value in state.items()}
-        targets = Targets(arrays["pointers"], arrays["targets"]) if self.targets is not None else None
-        weight, pe = arrays["weight"], arrays.get("positional_embeddings")
-        anchors = connectivity.as_int32(arrays["anchors"], "anchors")
+        targets = None
+        if self.targets is not None:
+            targets = Targets(np.array(state["pointers"]), np.array(state["targets"]))
+        weight = np.asarray(state["weight"])
+        pe = np.asarray(state["positional_embeddings"]) if self.positional_dim else None
+        anchors = connectivity.as_int32(np.array(state["anchors"]), "anchors")
         if anchors.shape != self.anchors.shape:
             raise InvalidArgument(f"anchors are {anchors.shape}, expected {self.anchors.shape}")
         native = self._make_native(anchors, targets)
@@ -343,9 +343,13 @@ class LUTLayerBasic:
                 raise InvalidArgument(
                     f"{name} is {array.dtype} {array.shape}, expected float32 {tuple(shape)}"
                 )
-        self.native, self.anchors, self.targets, self._saved = native, anchors, targets, None
-        self.weight = self._on_device(weight)
-        self.positional_embeddings = None if pe is None else self._on_device(pe)
+
+        def take() -> None:
+            self.native, self.anchors, self.targets, self._saved = native, anchors, targets, None
+            self.weight = self._on_device(weight)
+            self.positional_embeddings = None if pe is None else self._on_device(pe)
+
+        return take
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the state to a safetensors file."""

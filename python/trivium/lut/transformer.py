@@ -12,6 +12,7 @@ from .. import _core
 from .._core import InvalidArgument
 from . import connectivity
 from .batch_norm import BatchNorm
+from .decode import DecodeCache
 from .layers import LUTLayer, LUTLayerBasic, SynapseMeta
 
 END_OF_TEXT = 256  # id of the end token, for vocabularies that have one beside the 256 bytes
@@ -150,13 +151,10 @@ class LUTTransformer:
     def forward(self, tokens: Any, training: bool = True) -> np.ndarray:
         """Logits float32 [batch, positions, vocab_size] of tokens int [batch, up to context_size positions]."""
         tokens = np.asarray(tokens)
-        context, vocab = self.config["context_size"], self.config["vocab_size"]
+        context = self.config["context_size"]
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context:
             raise InvalidArgument(f"tokens are {list(tokens.shape)}, expected [batch, 1 to {context}]")
-        if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
-            raise InvalidArgument(f"tokens are {tokens.dtype}, expected integers")
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab):
-            raise InvalidArgument(f"tokens are {tokens.min()} to {tokens.max()}, expected 0 to {vocab - 1}")
+        self._check_tokens(tokens)
         self._masks = []
         z = self.embedding[tokens]
         for i, attention in enumerate(self.attention):
@@ -167,6 +165,30 @@ class LUTTransformer:
 
     __call__ = forward
 
+    def make_cache(self, sequences: int = 1) -> list[DecodeCache]:
+        """What decode remembers of `sequences` sequences that go in step, layer by layer."""
+        return [attention.make_cache(sequences) for attention in self.attention]
+
+    def decode(self, tokens: Any, cache: list[DecodeCache]) -> np.ndarray:
+        """Logits float32 [sequences, vocab_size] after the next token of each sequence, int [sequences].
+
+        Bit for bit those of forward(training=False) up to context_size tokens; past it attention sees the last
+        context_size - 1 positions. What a forward kept for its backward is gone then.
+        """
+        if len(cache) != len(self.attention):
+            raise InvalidArgument(f"cache is of {len(cache)} layers, expected {len(self.attention)}")
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1:
+            raise InvalidArgument(f"tokens are {list(tokens.shape)}, expected [sequences]")
+        self._check_tokens(tokens)
+        z = self.embedding[tokens]
+        for i, attention in enumerate(self.attention):
+            z = z + self._normal(self.attention_norms, i, attention.decode(z, cache[i]), False)
+            if self.ffn:
+                z = z + self._normal(self.ffn_norms, i, self.ffn[i].forward(z, False), False)
+        self._masks = []
+        return self.unembedder.forward(z, False)
+
     def backward(self, glogits: Any) -> None:
         """Gradients of all tables, embeddings of distances and norms, into their layers; internal layers update."""
         gz = self.unembedder.backward(glogits)
@@ -174,6 +196,13 @@ class LUTTransformer:
             if self.ffn:
                 gz = gz + self.ffn[i].backward(self._unnormal(self.ffn_norms, i, gz))
             gz = gz + self.attention[i].backward(self._unnormal(self.attention_norms, i, gz))
+
+    def _check_tokens(self, tokens: np.ndarray) -> None:
+        vocab = self.config["vocab_size"]
+        if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
+            raise InvalidArgument(f"tokens are {tokens.dtype}, expected integers")
+        if tokens.size and not (0 <= tokens.min() and tokens.max() < vocab):
+            raise InvalidArgument(f"tokens are {tokens.min()} to {tokens.max()}, expected 0 to {vocab - 1}")
 
     def _normal(self, norms: list[BatchNorm], i: int, y: np.ndarray, training: bool) -> np.ndarray:
         y = self._drop(y, training)
@@ -212,8 +241,14 @@ class LUTTransformer:
         embedding = np.array(state.get("embedding", np.zeros(0)), np.float32)
         if embedding.shape != self.embedding.shape:
             raise InvalidArgument(f"embedding is {embedding.shape}, expected {self.embedding.shape}")
+        takers = []
         for name, owner in owners.items():
-            owner.load_state_dict(parts[name])
+            try:
+                takers.append(owner._check_state(parts[name]))
+            except InvalidArgument as error:
+                raise InvalidArgument(f"{name}: {error}") from None
+        for take in takers:  # nothing is changed before everything fits
+            take()
         self.embedding = embedding
 
     def save(self, folder: str | os.PathLike[str]) -> None:
