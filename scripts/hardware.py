@@ -38,8 +38,7 @@ PYTEST_FILES = (
     "lut_large",
     "torch_lut",
     "lut_batch_norm",
-    "mlstm",
-    "xlstm",
+    "mlstm_backend",
     "hardware",
 )
 CHECKPOINT = BUILD / "gpt-oss-20b-random"

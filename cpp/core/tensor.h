@@ -26,7 +26,9 @@ class Tensor {
   static Tensor wrap(void* data, const Shape& shape, Dtype dtype, Device device, std::shared_ptr<void> owner,
                      std::span<const int64_t> strides = {}, bool read_only = false);
 
-  bool defined() const { return data_ != nullptr || numel_ == 0; }
+  // False for a default-made tensor, which stands for one that is not given; a scalar has rank 0 and is
+  // defined.
+  bool defined() const { return data_ != nullptr || (rank() > 0 && numel_ == 0); }
   const Shape& shape() const { return shape_; }
   std::span<const int64_t> strides() const { return {strides_.data(), static_cast<size_t>(shape_.rank())}; }
   int rank() const { return shape_.rank(); }

@@ -150,6 +150,15 @@ GPU_DEVICE float finite_m(float m) { return m == -INFINITY ? 0.0f : m; }
 // e^x for x <= 0; 0 for -infinity.
 GPU_DEVICE float decay(float x) { return x < -88.0f ? 0.0f : exp(x); }
 
+// sum + before - after with what sum + before loses to rounding (Knuth's TwoSum). m takes that rounded sum
+// over and over, and a state scaled without the rest would drift against m by as much in every chunk. Exact
+// only without reassociation: no fast math.
+GPU_DEVICE float exponent_of(float sum, float before, float after) {
+  const float rounded = sum + before, part = rounded - sum;
+  const float lost = (sum - (rounded - part)) + (before - part);
+  return abs(rounded) < INFINITY ? rounded - after + lost : rounded - after;
+}
+
 // min(x, 0) - log1p(e^-|x|); log1p by Kahan's correction, since a plain log loses small arguments.
 GPU_DEVICE float log_sigmoid(float x) {
   if (isnan(x)) return x;

@@ -44,7 +44,7 @@ struct ChunkStates {
 
 // scale exp(b_l + m_before - m_l) of token l of the chunk that starts at `tokens`.
 GPU_DEVICE float query_factor(const MlstmBackwardArgs& a, const GateSums& sums, int64_t token, float before) {
-  return a.options.scale * decay(sums.b[token] + before - finite_m(a.m[token]));
+  return a.options.scale * decay(exponent_of(sums.b[token], before, finite_m(a.m[token])));
 }
 GPU_DEVICE float output_factor(const MlstmBackwardArgs& a, int64_t token) {
   return a.options.normalize ? 1.0f / (a.den[token] + a.options.eps) : 1.0f;

@@ -112,8 +112,8 @@ GPU_DEVICE void token_gates(const MlstmSegmentsArgs& a, const Piece& p, const To
   load_gates(a, p, g.li, g.lf);
   sync_block();
   if (threadIdx.x == 0) {
-    float sum = 0;
-    for (int l = 0; l < p.last; ++l) g.into[l] = sum += g.lf[l];
+    double sum = 0;
+    for (int l = 0; l < p.last; ++l) g.into[l] = static_cast<float>(sum += static_cast<double>(g.lf[l]));
   } else if (threadIdx.x == 64) {
     float largest = -INFINITY;
     for (int l = 0; l < p.last; ++l) g.m[l] = largest = l == 0 ? g.li[0] : max(g.lf[l] + largest, g.li[l]);
@@ -124,7 +124,7 @@ GPU_DEVICE void token_gates(const MlstmSegmentsArgs& a, const Piece& p, const To
     const float past = g.into[l] + p.m;
     const float m = a.options.sigmoid_input ? 0.0f : max(max(past, g.m[l]), a.options.m_floor);
     g.m[l] = m;
-    g.into[l] = p.zero ? 0.0f : a.options.scale * decay(past - finite_m(m));
+    g.into[l] = p.zero ? 0.0f : a.options.scale * decay(exponent_of(g.into[l], p.m, finite_m(m)));
   }
   sync_block();
 }

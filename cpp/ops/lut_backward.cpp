@@ -40,9 +40,9 @@ void check(const Pass& p) {
   const Layer& layer = p.layer;
   const BackwardOptions& o = p.options;
   check_weights(layer, p.weights, "lut backward");
-  TRIVIUM_CHECK(layer.is_product() ? p.saved.x.rank() > 0
-                                   : p.saved.min_index.rank() > 0 && p.saved.min_delta.rank() > 0,
-                "lut backward: nothing was saved; call forward with training=True first");
+  TRIVIUM_CHECK(
+      layer.is_product() ? p.saved.x.defined() : p.saved.min_index.defined() && p.saved.min_delta.defined(),
+      "lut backward: nothing was saved; call forward with training=True first");
   check_saved(layer, p.saved);
   check_tensor(p.gy, Dtype::f32, layer.device(), "lut backward: gy");
   const int64_t outputs = layer.options().outputs;

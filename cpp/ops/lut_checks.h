@@ -6,7 +6,7 @@
 namespace trivium::lut {
 
 inline void check_tensor(const Tensor& t, Dtype dtype, Device device, const char* what) {
-  TRIVIUM_CHECK(t.rank() > 0, what, " is missing");
+  TRIVIUM_CHECK(t.defined(), what, " is missing");
   TRIVIUM_CHECK(t.dtype() == dtype, what, " is ", t.dtype(), ", expected ", dtype);
   TRIVIUM_CHECK(t.device() == device, what, " is on ", t.device(), ", expected ", device);
   TRIVIUM_CHECK(t.is_contiguous(), what, " is not contiguous");
@@ -23,7 +23,7 @@ inline void check_pe(const Layer& layer, const Tensor& pe, const char* op) {
     TRIVIUM_CHECK(pe.numel() == 0, op, ": pe is ", pe.shape(), ", but positional_dim is 0");
     return;
   }
-  TRIVIUM_CHECK(pe.rank() > 0, op, ": pe is missing, positional_dim is ", layer.options().positional_dim);
+  TRIVIUM_CHECK(pe.defined(), op, ": pe is missing, positional_dim is ", layer.options().positional_dim);
   check_tensor(pe, Dtype::f32, layer.device(), concat(op, ": pe").c_str());
   TRIVIUM_CHECK(pe.shape() == layer.pe_shape(), op, ": pe is ", pe.shape(), ", expected ", layer.pe_shape());
 }

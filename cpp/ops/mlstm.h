@@ -22,10 +22,11 @@ struct MlstmSettings {
   bool sigmoid_input_gate = false;
   bool normalize = true;       // false only with the sigmoid input gate: no denominator
   bool strict_chunks = false;  // S must be a multiple of chunk_size
-  bool check_finite = false;   // NaN and infinities in the inputs are errors
+  bool check_finite = false;   // NaN and infinities in what is given are errors; m may be -infinity: empty
 };
 
-// float32: c [B, NH, DHQK, DHHV], n [B, NH, DHQK], m [B, NH]; all undefined: no state.
+// float32: c [B, NH, DHQK, DHHV], n [B, NH, DHQK], m [B, NH]; all undefined: no state. With the sigmoid input
+// gate there is no m: it is undefined in what a caller gives and gets, but 0 in arrays of all states.
 struct MlstmState {
   Tensor c = {}, n = {}, m = {};
 };
@@ -90,8 +91,10 @@ MlstmRecurrentOutput mlstm_recurrent(const MlstmInputs& x, MlstmState& state, co
 // The parts of the chunkwise passes. vecB [B, NH, NC, L] holds sums of log forget gates within each chunk,
 // vecI [B, NH, NC, L] input gates: S is a multiple of L. log_f [B, NH, S] is the log forget gate of each
 // token.
+// Defined tensors of `buffers` receive the states.
 MlstmState mlstm_recurrent_fw_c(const Tensor& k, const Tensor& v, const Tensor& vec_b, const Tensor& vec_i,
-                                const MlstmState& initial, const MlstmSettings& settings);
+                                const MlstmState& initial, const MlstmState& buffers,
+                                const MlstmSettings& settings);
 MlstmOutput mlstm_parallel_fw_h(const Tensor& q, const Tensor& k, const Tensor& v, const MlstmState& states,
                                 const Tensor& vec_i, const Tensor& vec_b, const MlstmSettings& settings);
 // Gradients of the states after chunks 1..NC, dc [B, NH, NC DHQK, DHHV] and dn [B, NH, NC DHQK], and of the

@@ -34,17 +34,17 @@ void check_matrix(const char* op, const Tensor& t, const char* name) {
 
 Call::Call(const char* name, const Tensor& q, const Tensor& k, const Tensor& v, const MlstmSettings& settings)
     : op(name) {
-  const Tensor& first = q.rank() ? q : k;
-  check_matrix(op, first, q.rank() ? "matQ" : "matK");
+  const Tensor& first = q.defined() ? q : k;
+  check_matrix(op, first, q.defined() ? "matQ" : "matK");
   device = first.device(), dtype = first.dtype();
   size = {first.dim(0), first.dim(1), first.dim(2), first.dim(3), 1, settings.chunk_size};
-  TRIVIUM_CHECK(size.tokens >= 1, op, ": the sequence is empty (", q.rank() ? "matQ" : "matK", " is ",
+  TRIVIUM_CHECK(size.tokens >= 1, op, ": the sequence is empty (", q.defined() ? "matQ" : "matK", " is ",
                 first.shape(), ")");
   check_settings(op, settings, device);
   TRIVIUM_CHECK(!settings.strict_chunks || size.tokens % size.chunk == 0, op, ": ", size.tokens,
                 " tokens are not a multiple of CHUNK_SIZE ", size.chunk, ", which strict_chunks asks for");
-  if (k.rank() || !q.rank()) expect(k, "matK", first.shape(), dtype);
-  if (!v.rank()) return;
+  if (k.defined() || !q.defined()) expect(k, "matK", first.shape(), dtype);
+  if (!v.defined()) return;
   check_matrix(op, v, "matV");
   size.dv = v.dim(3);
   expect(v, "matV", with_head(size.dv), dtype);
@@ -56,7 +56,7 @@ void Call::same_device(const Tensor& t, const char* name) const {
 }
 
 void Call::expect(const Tensor& t, const char* name, const Shape& shape, Dtype wanted) const {
-  TRIVIUM_CHECK(t.defined() && t.rank() > 0, op, ": ", name, " is missing");
+  TRIVIUM_CHECK(t.defined(), op, ": ", name, " is missing");
   TRIVIUM_CHECK(t.shape() == shape, op, ": ", name, " is ", t.shape(), ", expected ", shape);
   TRIVIUM_CHECK(t.dtype() == wanted, op, ": ", name, " is ", t.dtype(), ", expected ", wanted);
   same_device(t, name);
@@ -65,21 +65,21 @@ void Call::expect(const Tensor& t, const char* name, const Shape& shape, Dtype w
                 op, ": ", name, " is not contiguous");
 }
 
-void Call::initial(const MlstmState& state, const MlstmSettings& settings) const {
-  const bool m_given = state.m.rank() > 0;
-  TRIVIUM_CHECK(!settings.sigmoid_input_gate || !m_given, op,
-                ": scaM_initial is given, but with the sigmoid input gate there is no m");
-  const int given = (state.c.rank() > 0) + (state.n.rank() > 0) + (m_given || settings.sigmoid_input_gate);
-  if (state.c.rank() == 0 && state.n.rank() == 0 && !m_given) return;
-  TRIVIUM_CHECK(given == 3, op, ": matC_initial, vecN_initial and scaM_initial are given only in part (",
-                state.c.rank() == 0   ? "matC_initial"
-                : state.n.rank() == 0 ? "vecN_initial"
-                                      : "scaM_initial",
+void Call::initial(const MlstmState& state, const MlstmSettings& settings, const char* m_name) const {
+  const bool m_given = state.m.defined();
+  TRIVIUM_CHECK(!settings.sigmoid_input_gate || !m_given, op, ": ", m_name,
+                " is given, but with the sigmoid input gate there is no m");
+  const int given = state.c.defined() + state.n.defined() + (m_given || settings.sigmoid_input_gate);
+  if (!state.c.defined() && !state.n.defined() && !m_given) return;
+  TRIVIUM_CHECK(given == 3, op, ": matC_initial, vecN_initial and ", m_name, " are given only in part (",
+                !state.c.defined()   ? "matC_initial"
+                : !state.n.defined() ? "vecN_initial"
+                                     : m_name,
                 " is missing)");
   expect(state.c, "matC_initial", matrix(), Dtype::f32);
   expect(state.n, "vecN_initial", vector(), Dtype::f32);
   TRIVIUM_CHECK(state.c.is_contiguous(), op, ": matC_initial is not contiguous");
-  if (m_given) expect(state.m, "scaM_initial", {size.batch, size.heads}, Dtype::f32);
+  if (m_given) expect(state.m, m_name, {size.batch, size.heads}, Dtype::f32);
 }
 
 void Call::result(const Tensor& t, const char* name, const Shape& shape, Dtype wanted) const {
@@ -108,10 +108,12 @@ LogGates log_gates(const Call& call, const Tensor& i, const Tensor& f, MlstmForg
   Shape shape = call.per_token();
   if (forget == MlstmForget::cumulative)
     shape = {call.size.batch, call.size.heads, call.size.num_chunks(), call.size.chunk};
-  TRIVIUM_CHECK(is_number_type(i.dtype()), call.op, ": vecI is ", i.dtype(),
+  const char* f_name = forget == MlstmForget::cumulative ? "vecB" : "vecF";
+  const char* i_name = &i == &f ? f_name : "vecI";  // a part that takes no input gate
+  TRIVIUM_CHECK(is_number_type(i.dtype()), call.op, ": ", i_name, " is ", i.dtype(),
                 ", expected float32, bfloat16 or float16");
-  call.expect(i, "vecI", shape, i.dtype());
-  call.expect(f, forget == MlstmForget::cumulative ? "vecB" : "vecF", shape, i.dtype());
+  call.expect(i, i_name, shape, i.dtype());
+  call.expect(f, f_name, shape, i.dtype());
   TRIVIUM_CHECK(i.is_contiguous() && f.is_contiguous(), call.op, ": the gates are not contiguous");
   LogGates out{call.floats(call.per_token()), call.floats(call.per_token())};
   const MlstmGatesArgs args{.i = i.data(),
@@ -140,11 +142,13 @@ MlstmStrides strides_of(const Tensor& t) {
   return {t.strides()[0], t.strides()[1], t.strides()[2]};
 }
 
-void check_finite(const Tensor& t, const char* op, const char* name) {
+void check_finite(const Tensor& t, const char* op, const char* name, bool or_empty) {
+  if (!t.defined() || !is_number_type(t.dtype())) return;  // other types are refused where they are expected
   const Tensor host = t.to(Device{}).contiguous().to(Dtype::f32);
+  const float* values = host.data_as<float>();
   for (int64_t i = 0; i < host.numel(); ++i)
-    TRIVIUM_CHECK(std::isfinite(host.data_as<float>()[i]), op, ": ", name, " holds ",
-                  host.data_as<float>()[i], " at element ", i);
+    TRIVIUM_CHECK(std::isfinite(values[i]) || (or_empty && values[i] == -INFINITY), op, ": ", name, " holds ",
+                  values[i], " at element ", i, ", expected finite numbers");
 }
 
 Tensor work_memory(const Call& call, int64_t floats) {

@@ -20,7 +20,9 @@ struct Call {
   Call(const char* op, const Tensor& q, const Tensor& k, const Tensor& v, const MlstmSettings& settings);
 
   void expect(const Tensor& t, const char* name, const Shape& shape, Dtype dtype) const;
-  void initial(const MlstmState& state, const MlstmSettings& settings) const;  // all of it or nothing
+  // All of it or nothing; `m_name` is what the function calls its m.
+  void initial(const MlstmState& state, const MlstmSettings& settings,
+               const char* m_name = "scaM_initial") const;
   // Tensors the caller gave for results.
   void result(const Tensor& t, const char* name, const Shape& shape, Dtype wanted = Dtype::f32) const;
   void results(const MlstmState& state, const char* const (&names)[3], int64_t slots) const;
@@ -46,7 +48,8 @@ LogGates log_gates(const Call& call, const Tensor& i, const Tensor& f, MlstmForg
 
 MlstmStrides strides_of(const Tensor& t);
 inline float* floats_of(const Tensor& t) { return t.data() ? t.data_as<float>() : nullptr; }
-void check_finite(const Tensor& t, const char* op, const char* name);
+// An undefined tensor is; `or_empty`: -infinity too, the m of an empty state.
+void check_finite(const Tensor& t, const char* op, const char* name, bool or_empty = false);
 Tensor work_memory(const Call& call, int64_t floats);  // undefined on the CPU
 void run_forward(const Call& call, MlstmForwardArgs& args);
 void run_backward(const Call& call, MlstmBackwardArgs& args);

@@ -23,15 +23,21 @@ void expect_states(const Call& call, const MlstmState& states) {
 }  // namespace
 
 MlstmState mlstm_recurrent_fw_c(const Tensor& k, const Tensor& v, const Tensor& vec_b, const Tensor& vec_i,
-                                const MlstmState& initial, const MlstmSettings& settings) {
+                                const MlstmState& initial, const MlstmState& buffers,
+                                const MlstmSettings& settings) {
   const Call call("mlstm.recurrent_fw_C", {}, k, v, settings);
-  TRIVIUM_CHECK(v.rank() == 4, call.op, ": matV is missing");
+  TRIVIUM_CHECK(v.defined(), call.op, ": matV is missing");
   check_whole_chunks(call);
-  call.initial(initial, settings);
+  call.initial(initial, settings, "scaMinter_initial");
   const LogGates gates = log_gates(call, vec_i, vec_b, MlstmForget::cumulative, false);
   const int64_t slots = call.size.num_chunks() + 1;
-  MlstmState states{call.floats(call.matrix(slots)), call.floats(call.vector(slots)),
-                    call.floats({call.size.batch, call.size.heads, slots})};
+  const auto receiver = [&](const Tensor& buffer, const char* name, const Shape& shape) {
+    if (buffer.defined()) call.result(buffer, name, shape);
+    return buffer.defined() ? buffer : call.floats(shape);
+  };
+  const MlstmState states{receiver(buffers.c, "matC_states", call.matrix(slots)),
+                          receiver(buffers.n, "vecN_states", call.vector(slots)),
+                          receiver(buffers.m, "scaMinter_states", {call.size.batch, call.size.heads, slots})};
   MlstmForwardArgs args{};
   args.k = k.data(), args.v = v.data();
   args.li = floats_of(gates.i), args.lf = floats_of(gates.f);
@@ -48,7 +54,7 @@ MlstmState mlstm_recurrent_fw_c(const Tensor& k, const Tensor& v, const Tensor& 
 MlstmOutput mlstm_parallel_fw_h(const Tensor& q, const Tensor& k, const Tensor& v, const MlstmState& states,
                                 const Tensor& vec_i, const Tensor& vec_b, const MlstmSettings& settings) {
   const Call call("mlstm.parallel_fw_H", q, k, v, settings);
-  TRIVIUM_CHECK(v.rank() == 4, call.op, ": matV is missing");
+  TRIVIUM_CHECK(v.defined(), call.op, ": matV is missing");
   check_whole_chunks(call);
   expect_states(call, states);
   const LogGates gates = log_gates(call, vec_i, vec_b, MlstmForget::cumulative, false);
@@ -84,12 +90,12 @@ MlstmStateGradients mlstm_recurrent_bw_dc(const Tensor& q, const Tensor& log_f, 
   call.expect(m_states, "scaM_states", {call.size.batch, call.size.heads, chunks + 1}, Dtype::f32);
   call.expect(m_out, "vecM_out", call.per_token(), Dtype::f32);
   call.expect(n_out, "vecN_out", call.per_token(), Dtype::f32);
-  if (dc_last.rank()) call.expect(dc_last, "matDeltaC_last", call.matrix(), Dtype::f32);
-  if (exact.h.rank()) {
+  if (dc_last.defined()) call.expect(dc_last, "matDeltaC_last", call.matrix(), Dtype::f32);
+  if (exact.h.defined()) {
     call.expect(exact.h, "matH", dh.shape(), call.dtype);
     TRIVIUM_CHECK(exact.h.is_contiguous(), call.op, ": matH is not contiguous");
     call.expect(exact.nt, "vecNt", call.per_token(), Dtype::f32);
-    if (exact.dn_last.rank()) call.expect(exact.dn_last, "vecDeltaN_last", call.vector(), Dtype::f32);
+    if (exact.dn_last.defined()) call.expect(exact.dn_last, "vecDeltaN_last", call.vector(), Dtype::f32);
   }
   const LogGates gates = log_gates(call, log_f, log_f, MlstmForget::log, false);
   MlstmStateGradients out{call.floats(call.matrix(chunks)),
@@ -103,7 +109,7 @@ MlstmStateGradients mlstm_recurrent_bw_dc(const Tensor& q, const Tensor& log_f, 
   args.dc_last = floats_of(dc_last);
   args.dc_states = floats_of(out.dc), args.dn_states = floats_of(out.dn);
   args.dc0 = floats_of(out.initial.c), args.dn0 = floats_of(out.initial.n), args.dm0 = floats_of(first_m);
-  args.exact = exact.h.rank() > 0;
+  args.exact = exact.h.defined();
   args.h = exact.h.data(), args.nt = floats_of(exact.nt), args.dn_last = floats_of(exact.dn_last);
   args.qs = strides_of(q), args.dhs = strides_of(dh);
   args.c_slots = chunks + 1, args.dc_first = 1;
@@ -118,7 +124,7 @@ MlstmGradients mlstm_parallel_bw_dqkv(const Tensor& q, const Tensor& k, const Te
                                       const Tensor& n_out, const Tensor& m_out,
                                       const MlstmStateGradients& after, const MlstmSettings& settings) {
   const Call call("mlstm.parallel_bw_dQKV", q, k, v, settings);
-  TRIVIUM_CHECK(v.rank() == 4, call.op, ": matV is missing");
+  TRIVIUM_CHECK(v.defined(), call.op, ": matV is missing");
   const int64_t chunks = call.size.num_chunks();
   const int64_t slots =
       states.c.rank() == 4 && states.c.dim(2) == chunks * call.size.dqk ? chunks : chunks + 1;
@@ -128,7 +134,7 @@ MlstmGradients mlstm_parallel_bw_dqkv(const Tensor& q, const Tensor& k, const Te
   call.expect(n_out, "vecN_out", call.per_token(), Dtype::f32);
   call.expect(m_out, "vecM_out", call.per_token(), Dtype::f32);
   call.expect(after.dc, "matDeltaC_states", call.matrix(chunks), Dtype::f32);
-  const bool exact = after.dn.rank() > 0;
+  const bool exact = after.dn.defined();
   if (exact) call.expect(after.dn, "vecDeltaN_states", call.vector(chunks), Dtype::f32);
   if (exact) call.expect(states.n, "vecN_states", call.vector(slots), Dtype::f32);
   const LogGates gates = log_gates(call, vec_i, log_f, MlstmForget::log, false);

@@ -38,13 +38,13 @@ using Optional = std::optional<ArrayLike>;
 using Release = py::call_guard<py::gil_scoped_release>;
 
 Tensor or_absent(const Optional& a) { return a ? a->tensor : Tensor(); }
+std::optional<Tensor> or_none(const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
 
 // scaM [B, NH], also as [B, NH, 1].
-Tensor without_last_one(const Optional& a) {
-  Tensor t = or_absent(a);
-  if (t.rank() == 3 && t.dim(2) == 1) t = t.reshape({t.dim(0), t.dim(1)});
-  return t;
+Tensor without_last_one(const Tensor& t) {
+  return t.rank() == 3 && t.dim(2) == 1 ? t.reshape({t.dim(0), t.dim(1)}) : t;
 }
+Tensor without_last_one(const Optional& a) { return without_last_one(or_absent(a)); }
 
 // [B, NH, D] as [B, NH, 1, D] and [B, NH] as [B, NH, 1]: one token.
 Tensor as_token(const Tensor& t, int rank, const char* name) {
@@ -55,12 +55,15 @@ Tensor as_token(const Tensor& t, int rank, const char* name) {
                    : whole.reshape({t.dim(0), t.dim(1), 1});
 }
 
-// A state that is updated in place must be the caller's own memory.
-Tensor in_place(const py::handle& value, const char* name) {
+// What a call writes to must be the caller's own memory. None: not given.
+Tensor in_place(const py::handle& value, const char* op, const char* name) try {
+  if (value.is_none()) return {};
   const Tensor t = tensor_from_python(value, false);
-  TRIVIUM_CHECK(t.is_contiguous(), "mlstm.recurrent: ", name,
-                " is not contiguous, but it is updated in place");
+  TRIVIUM_CHECK(t.is_contiguous(), op, ": ", name, " is not contiguous, but it is updated in place");
   return t;
+} catch (const py::buffer_error& e) {
+  throw InvalidArgument(
+      concat(op, ": ", name, " is updated in place, but its memory cannot be had (", e.what(), ")"));
 }
 
 struct Options {
@@ -89,8 +92,16 @@ void register_passes(py::module_& module) {
         auto out = ops::mlstm_chunkwise_fw({q.tensor, k.tensor, v.tensor, i.tensor, f.tensor},
                                            {or_absent(c0), or_absent(n0), without_last_one(m0)},
                                            options.settings(), last, states);
-        return std::tuple{out.h,      out.n_out,  out.nt,       out.m_out,    out.last.c,
-                          out.last.n, out.last.m, out.states.c, out.states.n, out.states.m};
+        return std::tuple{out.h,
+                          out.n_out,
+                          out.nt,
+                          out.m_out,
+                          or_none(out.last.c),
+                          or_none(out.last.n),
+                          or_none(out.last.m),
+                          or_none(out.states.c),
+                          or_none(out.states.n),
+                          or_none(out.states.m)};
       },
       py::arg("matQ"), py::arg("matK"), py::arg("matV"), py::arg("vecI"), py::arg("vecF"),
       py::arg("matC_initial"), py::arg("vecN_initial"), py::arg("scaM_initial"), py::arg("options"),
@@ -112,8 +123,14 @@ void register_passes(py::module_& module) {
                                             or_absent(dn),
                                             {or_absent(c_states), or_absent(n_states), or_absent(m_states)}},
                                            options.settings(), ops::parse_mlstm_grad_mode(grad_mode));
-        return std::tuple{out.dq, out.dk,        out.dv,        out.di,
-                          out.df, out.initial.c, out.initial.n, out.initial.m};
+        return std::tuple{out.dq,
+                          out.dk,
+                          out.dv,
+                          out.di,
+                          out.df,
+                          or_none(out.initial.c),
+                          or_none(out.initial.n),
+                          or_none(out.initial.m)};
       },
       py::arg("matQ"), py::arg("matK"), py::arg("matV"), py::arg("vecI"), py::arg("vecF"),
       py::arg("matC_initial"), py::arg("vecN_initial"), py::arg("scaM_initial"), py::arg("matC_states"),
@@ -125,7 +142,9 @@ void register_passes(py::module_& module) {
       [](const HeadArray& q, const HeadArray& k, const HeadArray& v, const ArrayLike& i, const ArrayLike& f,
          const py::object& c, const py::object& n, const py::object& m, const Options& options,
          bool one_token) {
-        ops::MlstmState state{in_place(c, "matC"), in_place(n, "vecN"), in_place(m, "scaM")};
+        constexpr const char* kOp = "mlstm.recurrent";
+        ops::MlstmState state{in_place(c, kOp, "matC"), in_place(n, kOp, "vecN"),
+                              without_last_one(in_place(m, kOp, "scaM"))};
         const py::gil_scoped_release release;
         ops::MlstmInputs x{q.tensor, k.tensor, v.tensor, i.tensor, f.tensor};
         if (one_token)
@@ -143,14 +162,20 @@ void register_parts(py::module_& module) {
   module.def(
       "mlstm_recurrent_fw_C",
       [](const HeadArray& k, const HeadArray& v, const ArrayLike& b, const ArrayLike& i, const Optional& c0,
-         const Optional& n0, const Optional& m0, const Options& options) {
+         const Optional& n0, const Optional& m0, const py::object& c, const py::object& n,
+         const py::object& m, const Options& options) {
+        constexpr const char* kOp = "mlstm.recurrent_fw_C";
+        const ops::MlstmState buffers{in_place(c, kOp, "matC_states"), in_place(n, kOp, "vecN_states"),
+                                      in_place(m, kOp, "scaMinter_states")};
+        const py::gil_scoped_release release;
         auto out = ops::mlstm_recurrent_fw_c(k.tensor, v.tensor, b.tensor, i.tensor,
-                                             {or_absent(c0), or_absent(n0), without_last_one(m0)},
+                                             {or_absent(c0), or_absent(n0), without_last_one(m0)}, buffers,
                                              options.settings());
         return std::tuple{out.c, out.n, out.m};
       },
       py::arg("matK"), py::arg("matV"), py::arg("vecB"), py::arg("vecI"), py::arg("matC_initial"),
-      py::arg("vecN_initial"), py::arg("scaMinter_initial"), py::arg("options"), Release());
+      py::arg("vecN_initial"), py::arg("scaMinter_initial"), py::arg("matC_states"), py::arg("vecN_states"),
+      py::arg("scaMinter_states"), py::arg("options"));
   module.def(
       "mlstm_parallel_fw_H",
       [](const HeadArray& q, const HeadArray& k, const HeadArray& v, const ArrayLike& c, const ArrayLike& n,

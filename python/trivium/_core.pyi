@@ -578,7 +578,7 @@ def mlstm_chunkwise_bw(
     vecDeltaN_last: typing.Any | None,
     options: MlstmOptions,
     grad_mode: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]: ...
 def mlstm_chunkwise_fw(
     matQ: typing.Any,
     matK: typing.Any,
@@ -591,7 +591,18 @@ def mlstm_chunkwise_fw(
     options: MlstmOptions,
     return_last_states: bool,
     return_all_states: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+) -> tuple[
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+]: ...
 def mlstm_parallel_bw_dQKV(
     matQ: typing.Any,
     matK: typing.Any,
@@ -652,6 +663,9 @@ def mlstm_recurrent_fw_C(
     matC_initial: typing.Any | None,
     vecN_initial: typing.Any | None,
     scaMinter_initial: typing.Any | None,
+    matC_states: typing.Any,
+    vecN_states: typing.Any,
+    scaMinter_states: typing.Any,
     options: MlstmOptions,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 def moe_experts(

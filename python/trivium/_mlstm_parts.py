@@ -12,7 +12,8 @@ M_FLOOR = -10.0  # outputs use max(m, M_FLOOR), which changes nothing but roundi
 
 class States(NamedTuple):
     """States of the cell. As last states C [B, NH, DHQK, DHHV], n [B, NH, DHQK] and m [B, NH]; as all states
-    C [B, NH, (NC + 1) DHQK, DHHV], n [B, NH, (NC + 1) DHQK] and m [B, NH, NC + 1], block 0 being the initial one."""
+    C [B, NH, (NC + 1) DHQK, DHHV], n [B, NH, (NC + 1) DHQK] and m [B, NH, NC + 1], block 0 being the initial one. With
+    the sigmoid input gate there is no m: None in last states, and 0 in all states."""
 
     C: Tensor
     n: Tensor
@@ -35,9 +36,47 @@ class ExactStateGradients(NamedTuple):
     vecDeltaN_initial: Tensor | None
 
 
+def check_number(op: str, name: str, value: Any) -> None:
+    if not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+        raise TypeError(f"{op}: {name} is {value!r}, expected a number")
+
+
+def check_integer(op: str, name: str, value: Any) -> None:
+    if not hasattr(value, "__index__") or isinstance(value, (bool, np.bool_)) or getattr(value, "ndim", 0):
+        raise TypeError(f"{op}: {name} is {value!r}, expected an integer")
+    if not -(2**63) <= value < 2**63:
+        raise InvalidArgument(f"{op}: {name} is {value}, expected an integer of 64 bits")
+
+
+def check_grad_mode(op: str, grad_mode: Any) -> None:
+    if not isinstance(grad_mode, str) or grad_mode not in ("exact", "approx"):
+        shown = f'"{grad_mode}"' if isinstance(grad_mode, str) else repr(grad_mode)
+        raise InvalidArgument(f'{op}: grad_mode is {shown}, expected "exact" or "approx"')
+
+
+def options(
+    op: str, qk_scale: Any, EPS: Any, CHUNK_SIZE: Any = 64, m_floor: Any = M_FLOOR, **flags: Any
+) -> "_core.MlstmOptions":
+    """The settings of a call, of the types they should have; their ranges are checked by the call."""
+    check_integer(op, "CHUNK_SIZE", CHUNK_SIZE)
+    for name, value in (("EPS", EPS), ("m_floor", m_floor)):
+        check_number(op, name, value)
+    if qk_scale is not None:
+        check_number(op, "qk_scale", qk_scale)
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{op}: {name} is {value!r}, expected True or False")
+    return _core.MlstmOptions(
+        qk_scale=None if qk_scale is None else float(qk_scale),
+        chunk_size=CHUNK_SIZE,
+        eps=float(EPS),
+        m_floor=float(m_floor),
+        **flags,
+    )
+
+
 def _is_exact(op: str, grad_mode: str, needed: dict[str, Any]) -> bool:
-    if grad_mode not in ("exact", "approx"):
-        raise InvalidArgument(f'mlstm.{op}: grad_mode is "{grad_mode}", expected "exact" or "approx"')
+    check_grad_mode(f"mlstm.{op}", grad_mode)
     for name, value in needed.items():
         if (value is None) == (grad_mode == "exact"):
             fault = "missing, which the exact gradient needs"
@@ -52,13 +91,20 @@ def at_last(t: Tensor, index: int) -> Tensor:
     return Tensor(np.ascontiguousarray(t.to("cpu").numpy()[..., index]), device=t.device)
 
 
-def _part_options(op: str, tokens: int, CHUNK_SIZE: int, NUM_CHUNKS: int | None, **rest: Any) -> Any:
-    chunks = -(-tokens // CHUNK_SIZE) if CHUNK_SIZE > 0 else NUM_CHUNKS
-    if NUM_CHUNKS is not None and NUM_CHUNKS != chunks:
+def _part_options(
+    op: str, first: Tensor, CHUNK_SIZE: int, NUM_CHUNKS: int | None, qk_scale: Any, EPS: Any, **rest: Any
+) -> "_core.MlstmOptions":
+    """`first` [B, NH, S, DH] says how many tokens there are."""
+    made = options(f"mlstm.{op}", qk_scale, EPS, CHUNK_SIZE, **rest)
+    if NUM_CHUNKS is None:
+        return made
+    check_integer(f"mlstm.{op}", "NUM_CHUNKS", NUM_CHUNKS)
+    if len(first.shape) == 4 and CHUNK_SIZE > 0 and NUM_CHUNKS != -(-first.shape[2] // CHUNK_SIZE):
         raise InvalidArgument(
-            f"mlstm.{op}: NUM_CHUNKS is {NUM_CHUNKS}, but {tokens} tokens in chunks of {CHUNK_SIZE} make {chunks}"
+            f"mlstm.{op}: NUM_CHUNKS is {NUM_CHUNKS}, but {first.shape[2]} tokens in chunks of {CHUNK_SIZE} make "
+            f"{-(-first.shape[2] // CHUNK_SIZE)}"
         )
-    return _core.MlstmOptions(chunk_size=CHUNK_SIZE, **rest)
+    return made
 
 
 def recurrent_fw_C(
@@ -77,27 +123,13 @@ def recurrent_fw_C(
     NUM_CHUNKS: int | None = None,
 ) -> States:
     """States at all chunk boundaries. vecB [B, NH, NC, L]: sums of log forget gates from the start of each chunk; vecI
-    [B, NH, NC, L]. matC_states, vecN_states and scaMinter_states are buffers that receive the results; qk_scale is not
-    used, since states are not scaled."""
-    del qk_scale
+    [B, NH, NC, L]. matC_states, vecN_states and scaMinter_states are buffers that receive the results: contiguous
+    float32 of the results' shapes, on the device of the arguments. qk_scale is not used, since states are not scaled."""
     k = _core.from_dlpack(matK)
-    options = _part_options(
-        "recurrent_fw_C",
-        k.shape[2] if len(k.shape) == 4 else 0,
-        CHUNK_SIZE,
-        NUM_CHUNKS if len(k.shape) == 4 else None,
-    )
-    out = _core.mlstm_recurrent_fw_C(
-        k, matV, vecB, vecI, matC_initial, vecN_initial, scaMinter_initial, options
-    )
-    for buffer, result in zip((matC_states, vecN_states, scaMinter_states), out):
-        if buffer is not None and result.device != "cpu":
-            raise InvalidArgument(
-                f"mlstm.recurrent_fw_C: buffers receive results on the cpu, and these are on {result.device}"
-            )
-        if buffer is not None:
-            np.copyto(np.from_dlpack(buffer), np.from_dlpack(result))
-    return States(*out)
+    made = _part_options("recurrent_fw_C", k, CHUNK_SIZE, NUM_CHUNKS, qk_scale, 0.0)
+    initial = (matC_initial, vecN_initial, scaMinter_initial)
+    buffers = (matC_states, vecN_states, scaMinter_states)
+    return States(*_core.mlstm_recurrent_fw_C(k, matV, vecB, vecI, *initial, *buffers, made))
 
 
 def parallel_fw_H(
@@ -120,18 +152,9 @@ def parallel_fw_H(
     """(matH, vecN_out, vecM_out) from the states before each chunk, as recurrent_fw_C returns them. return_vecNt adds
     the signed denominator [B, NH, S] float32, which exact gradients need."""
     q = _core.from_dlpack(matQ)
-    tokens = q.shape[2] if len(q.shape) == 4 else 0
-    options = _part_options(
-        "parallel_fw_H",
-        tokens,
-        CHUNK_SIZE,
-        NUM_CHUNKS if tokens else None,
-        qk_scale=qk_scale,
-        eps=EPS,
-        m_floor=m_floor,
-    )
+    made = _part_options("parallel_fw_H", q, CHUNK_SIZE, NUM_CHUNKS, qk_scale, EPS, m_floor=m_floor)
     states = (matC_states, vecN_states, scaMinter_states)
-    out = _core.mlstm_parallel_fw_H(matQ, matK, matV, *states, vecI, vecB, options)
+    out = _core.mlstm_parallel_fw_H(q, matK, matV, *states, vecI, vecB, made)
     return out if return_vecNt else out[:3]
 
 
@@ -165,13 +188,10 @@ def recurrent_bw_dC(
             "mlstm.recurrent_bw_dC: vecDeltaN_last is given, but only the exact gradient needs it"
         )
     q = _core.from_dlpack(matQ)
-    tokens = q.shape[2] if len(q.shape) == 4 else 0
-    options = _part_options(
-        "recurrent_bw_dC", tokens, CHUNK_SIZE, NUM_CHUNKS if tokens else None, qk_scale=qk_scale, eps=EPS
-    )
+    made = _part_options("recurrent_bw_dC", q, CHUNK_SIZE, NUM_CHUNKS, qk_scale, EPS)
     path = (matH, vecNt, vecDeltaN_last)
     states, first, n_states, n_first = _core.mlstm_recurrent_bw_dC(
-        q, vecF, scaM_states, vecM_out, matDeltaH, vecN_out, matDeltaC_last, *path, options
+        q, vecF, scaM_states, vecM_out, matDeltaH, vecN_out, matDeltaC_last, *path, made
     )
     start: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
     if store_initial_state:
@@ -211,10 +231,7 @@ def parallel_bw_dQKV(
         "parallel_bw_dQKV", grad_mode, {"vecN_states": vecN_states, "vecDeltaN_states": vecDeltaN_states}
     )
     q = _core.from_dlpack(matQ)
-    tokens = q.shape[2] if len(q.shape) == 4 else 0
-    options = _part_options(
-        "parallel_bw_dQKV", tokens, CHUNK_SIZE, NUM_CHUNKS if tokens else None, qk_scale=qk_scale, eps=EPS
-    )
+    made = _part_options("parallel_bw_dQKV", q, CHUNK_SIZE, NUM_CHUNKS, qk_scale, EPS)
     states = (matC_states, scaM_states)
     return _core.mlstm_parallel_bw_dQKV(
         q,
@@ -229,5 +246,5 @@ def parallel_bw_dQKV(
         matDeltaC_states,
         vecN_states,
         vecDeltaN_states,
-        options,
+        made,
     )

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 
 from . import mlstm
-from ._core import InvalidArgument, MlstmOptions
+from ._core import InvalidArgument
+from ._mlstm_parts import check_grad_mode, check_integer, check_number, options
 from ._torch_lut import _torch
 
 __all__ = ["mLSTMLayer", "mlstm_chunkwise", "mlstm_step"]
 
 
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [_torch(v) for v in values]
-
-
 def _empty(like: torch.Tensor) -> torch.Tensor:
-    return like.new_empty(0)
+    """In the place of a result that is not there: an operator has no optional ones."""
+    return like.new_empty(0, dtype=torch.float32)
+
+
+def _tensors(values: Any, like: torch.Tensor) -> list[torch.Tensor]:
+    return [_empty(like) if v is None else _torch(v) for v in values]
 
 
 def _device_of(t: torch.Tensor) -> Any:
@@ -52,23 +54,41 @@ def _forward(
     chunk_size: int,
     qk_scale: float | None,
     grad_mode: str,
+    sigmoid_input_gate: bool = False,
+    normalize: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    options = MlstmOptions(qk_scale=qk_scale, chunk_size=chunk_size, eps=eps)
+    flags = {"sigmoid_input_gate": sigmoid_input_gate, "normalize": normalize}
+    made = options("mlstm_chunkwise", qk_scale, eps, chunk_size, **flags)
     with _device_of(q):
         h, n_out, nt, m_out, last, _ = mlstm._forward(
-            _detached(q, k, v, i, f), _detached(c0, n0, m0), options, return_last_states, False
+            _detached(q, k, v, i, f), _detached(c0, n0, m0), made, return_last_states, False
         )
-        state = (
-            _tensors(last) if return_last_states else [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
-        )
-        return (*_tensors((h, n_out, nt, m_out)), *state)
+        return (*_tensors((h, n_out, nt, m_out), q), *_tensors(last or (None,) * 3, q))
 
 
 @_forward.register_fake
-def _(q, k, v, i, f, c0, n0, m0, return_last_states, eps, chunk_size, qk_scale, grad_mode):  # type: ignore[no-untyped-def]
+def _(  # type: ignore[no-untyped-def]
+    q,
+    k,
+    v,
+    i,
+    f,
+    c0,
+    n0,
+    m0,
+    return_last_states,
+    eps,
+    chunk_size,
+    qk_scale,
+    grad_mode,
+    sigmoid_input_gate=False,
+    normalize=True,
+):
     b, nh, s, dqk = q.shape
     gate = [q.new_empty((b, nh, s), dtype=torch.float32) for _ in range(3)]
     shapes = [(b, nh, dqk, v.shape[3]), (b, nh, dqk), (b, nh)] if return_last_states else [(0,)] * 3
+    if sigmoid_input_gate:
+        shapes[2] = (0,)
     h = torch.empty_like(v, memory_format=torch.contiguous_format)
     return (h, *gate, *(q.new_empty(shape, dtype=torch.float32) for shape in shapes))
 
@@ -93,6 +113,8 @@ def _backward(
     chunk_size: int,
     qk_scale: float | None,
     grad_mode: str,
+    sigmoid_input_gate: bool,
+    normalize: bool,
 ) -> tuple[
     torch.Tensor,
     torch.Tensor,
@@ -125,15 +147,17 @@ def _backward(
             CHUNK_SIZE=chunk_size,
             EPS=eps,
             grad_mode=grad_mode,
+            sigmoid_input_gate=sigmoid_input_gate,
+            normalize=normalize,
         )
-        state = _tensors(grads[5:]) if c0 is not None else [_empty(n_out) for _ in range(3)]
+        out = _tensors(grads, n_out)
         if m0 is not None:
-            state[2] = state[2].reshape(m0.shape)
-        return (*_tensors(grads[:5]), *state)
+            out[7] = out[7].reshape(m0.shape)
+        return tuple(out)
 
 
 @_backward.register_fake
-def _(q, k, v, i, f, c0, n0, m0, n_out, m_out, nt, dh, dc, dn, eps, chunk_size, qk_scale, grad_mode):  # type: ignore[no-untyped-def]
+def _(q, k, v, i, f, c0, n0, m0, n_out, *_):  # type: ignore[no-untyped-def]
     state = [
         _empty(n_out) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
         for t in (c0, n0, m0)
@@ -142,12 +166,9 @@ def _(q, k, v, i, f, c0, n0, m0, n_out, m_out, nt, dh, dc, dn, eps, chunk_size, 
 
 
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, i, f, c0, n0, m0, _, eps, chunk_size, qk_scale, grad_mode = inputs
     _, n_out, nt, m_out, *_ = output
-    ctx.save_for_backward(q, k, v, i, f, c0, n0, m0, n_out, m_out, nt)
-    ctx.settings = (eps, chunk_size, qk_scale, grad_mode)
-    ctx.has_state = c0 is not None
-    ctx.returns_state = inputs[8]
+    ctx.save_for_backward(*inputs[:8], n_out, m_out, nt)
+    ctx.returns_state, *ctx.settings = inputs[8:]
 
 
 def _gradient(ctx, dh, dn_out, dnt, dm_out, dc, dn, dm):  # type: ignore[no-untyped-def]
@@ -157,11 +178,21 @@ def _gradient(ctx, dh, dn_out, dnt, dm_out, dc, dn, dm):  # type: ignore[no-unty
     grads = torch.ops.trivium.mlstm_backward(
         q, k, v, i, f, c0, n0, m0, n_out, m_out, nt, dh.to(v.dtype).contiguous(), dc, dn, *ctx.settings
     )
-    state = grads[5:] if ctx.has_state else (None, None, None)
-    return (*grads[:5], *state, None, None, None, None, None)
+    state = [None if t is None else grad for t, grad in zip((c0, n0, m0), grads[5:])]
+    return (*grads[:5], *state, *[None] * (1 + len(ctx.settings)))
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)
+
+
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _gates(i: torch.Tensor, f: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one type the kernels read; what is no floating-point number is left for them to refuse."""
+    if i.is_floating_point() and f.is_floating_point() and (i.dtype != f.dtype or i.dtype == torch.float64):
+        return i.float(), f.float()
+    return i, f
 
 
 def mlstm_chunkwise(
@@ -179,32 +210,40 @@ def mlstm_chunkwise(
     *,
     qk_scale: float | None = None,
     grad_mode: str = "exact",
-) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    autocast_kernel_dtype: torch.dtype | None = None,
+    sigmoid_input_gate: bool = False,
+    normalize: bool = True,
+) -> torch.Tensor | tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     """The mLSTM with gradients: q, k [B, NH, S, DHQK], v [B, NH, S, DHHV], gate pre-activations i, f [B, NH, S].
 
+    q, k and v are float32, bfloat16 or float16; gates and initial states of other floating-point types are converted.
     Returns h like v or, with return_last_states, (h, (c, n, m)); m is [B, NH, 1] as in mlstm_kernels, and m_initial
     may be [B, NH] or [B, NH, 1]. Any S. grad_mode "exact" is the true gradient (but for terms of eps), "approx" the one
-    of the published kernels, which takes the denominator for a constant."""
-    if grad_mode not in ("exact", "approx"):
-        raise InvalidArgument(f'mlstm_chunkwise: grad_mode is "{grad_mode}", expected "exact" or "approx"')
-    out = torch.ops.trivium.mlstm_forward(
-        q,
-        k,
-        v,
-        i,
-        f,
-        c_initial,
-        n_initial,
-        m_initial,
-        return_last_states,
-        eps,
-        chunk_size,
-        qk_scale,
-        grad_mode,
-    )
+    of the published kernels, which takes the denominator for a constant. Under torch.autocast q, k and v become
+    autocast_kernel_dtype; elsewhere it has no effect, as in mlstm_kernels. sigmoid_input_gate and normalize as in
+    trivium.mlstm.chunkwise_fw: with that gate m is None."""
+    op = "mlstm_chunkwise"
+    check_grad_mode(op, grad_mode)
+    check_number(op, "eps", eps)
+    check_integer(op, "chunk_size", chunk_size)
+    if qk_scale is not None:
+        check_number(op, "qk_scale", qk_scale)
+    if autocast_kernel_dtype is not None and autocast_kernel_dtype not in _KERNEL_DTYPES:
+        raise InvalidArgument(
+            f"{op}: autocast_kernel_dtype is {autocast_kernel_dtype!r}, expected torch.float32, torch.bfloat16 or "
+            "torch.float16"
+        )
+    if autocast_kernel_dtype is not None and torch.is_autocast_enabled(q.device.type):
+        narrow = lambda t: t if t.dtype == torch.float64 else t.to(autocast_kernel_dtype)
+        q, k, v = narrow(q), narrow(k), narrow(v)
+    state = [
+        t.float() if t is not None and t.is_floating_point() else t for t in (c_initial, n_initial, m_initial)
+    ]
+    settings = (eps, chunk_size, qk_scale, grad_mode, sigmoid_input_gate, normalize)
+    out = torch.ops.trivium.mlstm_forward(q, k, v, *_gates(i, f), *state, return_last_states, *settings)
     if not return_last_states:
         return out[0]
-    return out[0], (out[4], out[5], out[6].unsqueeze(-1))
+    return out[0], (out[4], out[5], None if sigmoid_input_gate else out[6].unsqueeze(-1))
 
 
 def mlstm_step(
@@ -215,30 +254,25 @@ def mlstm_step(
     f: torch.Tensor,
     c: torch.Tensor,
     n: torch.Tensor,
-    m: torch.Tensor,
+    m: torch.Tensor | None = None,
     eps: float = 1e-6,
     *,
     qk_scale: float | None = None,
+    sigmoid_input_gate: bool = False,
+    normalize: bool = True,
 ) -> torch.Tensor:
     """One token without gradients: q, k [B, NH, DHQK], v [B, NH, DHHV], i, f [B, NH] or [B, NH, 1] -> [B, NH, DHHV].
 
-    The state c, n and m is updated in place, which autograd's version counters show."""
-    i, f = (g.detach().reshape(q.shape[:2]) for g in (i, f))
+    The state, c float32 or bfloat16, n and m float32, is updated in place, which autograd's version counters show. With
+    sigmoid_input_gate there is no m."""
+    i, f = (g.detach().squeeze(2) if g.ndim == 3 else g.detach() for g in _gates(i, f))
+    flags = {"sigmoid_input_gate": sigmoid_input_gate, "normalize": normalize}
     with _device_of(q):
-        h = mlstm.recurrent_step(
-            q.detach(),
-            k.detach(),
-            v.detach(),
-            i,
-            f,
-            c.detach(),
-            n.detach(),
-            m.detach().view(q.shape[:2]),
-            qk_scale,
-            eps,
-        )
+        token, state = _detached(q, k, v), _detached(c, n, m)
+        h = mlstm.recurrent_step(*token, i, f, *state, qk_scale, eps, **flags)  # type: ignore[arg-type]
         for t in (c, n, m):
-            torch.autograd.graph.increment_version(t)
+            if t is not None:
+                torch.autograd.graph.increment_version(t)
         return _torch(h)
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ._core import InvalidArgument
+from ._mlstm_parts import check_grad_mode, check_integer, check_number
 
 try:
     import jax
@@ -35,6 +36,7 @@ for _platform, _handlers in _jax.handlers().items():
         jax.ffi.register_ffi_target(_name, _handler, platform=_platform)
 
 _F32 = jnp.float32
+_KERNEL_DTYPES = [jnp.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16)]
 
 
 def _forward(settings: Any, x: Any, state: Any) -> Any:
@@ -74,6 +76,14 @@ def _mlstm(settings: Any, x: Any, state: Any) -> Any:
 _mlstm.defvjp(_forward, _backward)
 
 
+def _float_array(name: str, value: Any, *shapes: str) -> Any:
+    t = jnp.asarray(value)
+    if t.ndim not in [shape.count(",") + 1 for shape in shapes] or not jnp.issubdtype(t.dtype, jnp.floating):
+        expected = f"floating-point {' or '.join(shapes)}"
+        raise InvalidArgument(f"mlstm_chunkwise: {name} is {list(t.shape)} {t.dtype}, expected {expected}")
+    return t
+
+
 def mlstm_chunkwise(
     q: Any,
     k: Any,
@@ -89,23 +99,44 @@ def mlstm_chunkwise(
     *,
     qk_scale: float | None = None,
     grad_mode: str = "exact",
+    autocast_kernel_dtype: Any = None,
 ) -> Any:
     """The mLSTM with gradients: q, k [B, NH, S, DHQK], v [B, NH, S, DHHV], gate pre-activations i, f [B, NH, S].
 
-    q, k and v are float32, bfloat16 or float16 on one device. Returns h like v or, with return_last_states,
-    (h, (c, n, m)) with m [B, NH]. Works under jit and grad; grad_mode as in trivium.mlstm.chunkwise_bw. Arrays on a GPU
-    whose backend this installation lacks are an error of the call that names the backend and the reason; chunk_size is
-    16, 32, ... 1024 there."""
-    if grad_mode not in ("exact", "approx"):
-        raise InvalidArgument(f'mlstm_chunkwise: grad_mode is "{grad_mode}", expected "exact" or "approx"')
-    if q.ndim != 4 or v.ndim != 4:
-        raise InvalidArgument(f"mlstm_chunkwise: q is {q.shape} and v {v.shape}, expected [B, NH, S, DH]")
-    b, nh, _, dqk = q.shape
-    given = [t is not None for t in (c_initial, n_initial, m_initial)]
+    q, k and v are float32, bfloat16 or float16 on one device, of which autocast_kernel_dtype makes that type, as in
+    mlstm_kernels; gates and initial states of other floating-point types are converted. Returns h like v or, with
+    return_last_states, (h, (c, n, m)) with m [B, NH]; m_initial may be [B, NH, 1] too. Works under jit and grad;
+    grad_mode as in trivium.mlstm.chunkwise_bw. Arrays on a GPU whose backend this installation lacks are an error of the
+    call that names the backend and the reason; chunk_size is 16, 32, ... 1024 there."""
+    op = "mlstm_chunkwise"
+    check_grad_mode(op, grad_mode)
+    check_number(op, "eps", eps)
+    check_integer(op, "chunk_size", chunk_size)
+    if qk_scale is not None:
+        check_number(op, "qk_scale", qk_scale)
+    initial = {"c_initial": c_initial, "n_initial": n_initial, "m_initial": m_initial}
+    given = [t is not None for t in initial.values()]
     if any(given) and not all(given):
-        raise InvalidArgument("mlstm_chunkwise: c_initial, n_initial and m_initial go together")
+        raise InvalidArgument(f"{op}: c_initial, n_initial and m_initial go together")
+    q, k, v = (_float_array(name, t, "[B, NH, S, DH]") for name, t in {"q": q, "k": k, "v": v}.items())
+    i, f = (_float_array(name, t, "[B, NH, S]").astype(_F32) for name, t in {"i": i, "f": f}.items())
+    if autocast_kernel_dtype is not None:
+        kernel_dtype = jnp.dtype(autocast_kernel_dtype)
+        if kernel_dtype not in _KERNEL_DTYPES:
+            raise InvalidArgument(
+                f"{op}: autocast_kernel_dtype is {kernel_dtype}, expected float32, bfloat16 or float16"
+            )
+        q, k, v = (t.astype(kernel_dtype) for t in (q, k, v))
+    if q.dtype not in _KERNEL_DTYPES:
+        raise InvalidArgument(f"{op}: q is {q.dtype}, expected float32, bfloat16 or float16")
+    b, nh, _, dqk = q.shape
     if all(given):
-        state = (c_initial.astype(_F32), n_initial.astype(_F32), m_initial.astype(_F32).reshape(b, nh))
+        c = _float_array("c_initial", c_initial, "[B, NH, DHQK, DHHV]")
+        n = _float_array("n_initial", n_initial, "[B, NH, DHQK]")
+        m = _float_array("m_initial", m_initial, "[B, NH]", "[B, NH, 1]")
+        if m.shape == (b, nh, 1):
+            m = m.reshape(b, nh)
+        state = (c.astype(_F32), n.astype(_F32), m.astype(_F32))
     else:
         state = (
             jnp.zeros((b, nh, dqk, v.shape[3]), _F32),
@@ -114,5 +145,5 @@ def mlstm_chunkwise(
         )
     scale = float(dqk**-0.5 if qk_scale is None else qk_scale)
     settings = (scale, float(eps), int(chunk_size), grad_mode == "exact")
-    h, last = _mlstm(settings, (q, k, v, i.astype(_F32), f.astype(_F32)), state)
+    h, last = _mlstm(settings, (q, k, v, i, f), state)
     return (h, last) if return_last_states else h

@@ -26,6 +26,8 @@ from ._mlstm_parts import (
     StateGradients,
     States,
     at_last,
+    check_grad_mode,
+    options,
     parallel_bw_dQKV,
     parallel_fw_H,
     recurrent_bw_dC,
@@ -93,35 +95,34 @@ def chunkwise_fw(
 ) -> ForwardOutput:
     """The chunkwise forward pass; any S, the last chunk may be short.
 
-    qk_scale multiplies q and defaults to DHQK^-1/2. sigmoid_input_gate replaces exp(i) by sigmoid(i): there is no m,
-    and normalize=False leaves the denominator out. strict_chunks refuses an S that is no multiple of CHUNK_SIZE;
-    check_finite names the first input element that is NaN or infinite."""
+    qk_scale multiplies q and defaults to DHQK^-1/2. sigmoid_input_gate replaces exp(i) by sigmoid(i): there is no m, so
+    scaM_initial is None, and normalize=False leaves the denominator out. strict_chunks refuses an S that is no multiple
+    of CHUNK_SIZE; check_finite names the first element of an argument that is NaN or infinite (m may be -infinity)."""
     h, n_out, _, m_out, last, states = _forward(
         (matQ, matK, matV, vecI, vecF),
         (matC_initial, vecN_initial, scaM_initial),
-        _core.MlstmOptions(
-            qk_scale=qk_scale,
-            chunk_size=CHUNK_SIZE,
-            eps=EPS,
-            m_floor=m_floor,
+        options(
+            "mlstm.chunkwise_fw",
+            qk_scale,
+            EPS,
+            CHUNK_SIZE,
+            m_floor,
             sigmoid_input_gate=sigmoid_input_gate,
             normalize=normalize,
             strict_chunks=strict_chunks,
             check_finite=check_finite,
         ),
-        return_last_states,
-        return_all_states,
+        bool(return_last_states),
+        bool(return_all_states),
     )
     return ForwardOutput(h, n_out, m_out, last, states)
 
 
-def _forward(
-    inputs: Any, initial: Any, options: "_core.MlstmOptions", want_last: bool, want_all: bool
-) -> Any:
+def _forward(inputs: Any, initial: Any, made: "_core.MlstmOptions", want_last: bool, want_all: bool) -> Any:
     """(matH, vecN_out, vecNt, vecM_out, last states, all states)"""
     q, k, v, i, f = inputs
     c, n, m = initial
-    out = _core.mlstm_chunkwise_fw(q, k, v, i, f, c, n, m, options, want_last, want_all)
+    out = _core.mlstm_chunkwise_fw(q, k, v, i, f, c, n, m, made, want_last, want_all)
     last, states = States(*out[4:7]), States(*out[7:])
     return *out[:4], last if want_last else None, states if want_all else None
 
@@ -165,10 +166,12 @@ def chunkwise_bw(
     for name, value in (("vecN_out", vecN_out), ("vecM_out", vecM_out), ("matDeltaH", matDeltaH)):
         if value is None:
             raise InvalidArgument(f"mlstm.chunkwise_bw: {name} is missing")
-    options = _core.MlstmOptions(
-        qk_scale=qk_scale,
-        chunk_size=CHUNK_SIZE,
-        eps=EPS,
+    check_grad_mode("mlstm.chunkwise_bw", grad_mode)
+    made = options(
+        "mlstm.chunkwise_bw",
+        qk_scale,
+        EPS,
+        CHUNK_SIZE,
         sigmoid_input_gate=sigmoid_input_gate,
         normalize=normalize,
         strict_chunks=strict_chunks,
@@ -190,10 +193,10 @@ def chunkwise_bw(
         matDeltaH,
         matDeltaC_last,
         vecDeltaN_last,
-        options,
+        made,
         grad_mode,
     )
-    return Gradients(*out) if matC_initial is not None else Gradients(*out[:5], None, None, None)
+    return Gradients(*out)
 
 
 def recurrent_step(
@@ -204,20 +207,27 @@ def recurrent_step(
     vecF: Any,
     matC: Any,
     vecN: Any,
-    scaM: Any,
+    scaM: Any = None,
     qk_scale: float | None = None,
     EPS: float = 1e-6,
     *,
     sigmoid_input_gate: bool = False,
     normalize: bool = True,
+    check_finite: bool = False,
 ) -> Tensor:
-    """One token: matQ, matK [B, NH, DHQK], matV [B, NH, DHHV], gates and scaM [B, NH] -> [B, NH, DHHV].
+    """One token: matQ, matK [B, NH, DHQK], matV [B, NH, DHHV], gates [B, NH] -> [B, NH, DHHV].
 
-    The state, matC [B, NH, DHQK, DHHV] float32 or bfloat16, vecN and scaM, is updated in place."""
-    options = _core.MlstmOptions(
-        qk_scale=qk_scale, eps=EPS, sigmoid_input_gate=sigmoid_input_gate, normalize=normalize
+    The state, matC [B, NH, DHQK, DHHV] float32 or bfloat16, vecN [B, NH, DHQK] and scaM [B, NH] or [B, NH, 1], is
+    updated in place; with sigmoid_input_gate there is no scaM."""
+    made = options(
+        "mlstm.recurrent_step",
+        qk_scale,
+        EPS,
+        sigmoid_input_gate=sigmoid_input_gate,
+        normalize=normalize,
+        check_finite=check_finite,
     )
-    h, _, _ = _core.mlstm_recurrent(matQ, matK, matV, vecI, vecF, matC, vecN, scaM, options, True)
+    h, _, _ = _core.mlstm_recurrent(matQ, matK, matV, vecI, vecF, matC, vecN, scaM, made, True)
     return h
 
 
@@ -236,42 +246,76 @@ def recurrent_sequence(
     *,
     sigmoid_input_gate: bool = False,
     normalize: bool = True,
+    check_finite: bool = False,
 ) -> ForwardOutput:
     """chunkwise_fw token by token: the same function, without a floor under m. all_states is None."""
-    q, v = _core.from_dlpack(matQ), _core.from_dlpack(matV)
-    given = [x is not None for x in (matC_initial, vecN_initial, scaM_initial)]
-    if any(given) and not all(given):
-        raise InvalidArgument(
-            "mlstm.recurrent_sequence: matC_initial, vecN_initial and scaM_initial go together"
-        )
-    if not all(given):
-        if len(q.shape) != 4 or len(v.shape) != 4:
-            raise InvalidArgument("mlstm.recurrent_sequence: matQ and matV have 4 dimensions: [B, NH, S, DH]")
-        shapes = (*q.shape[:2], q.shape[3], v.shape[3]), (*q.shape[:2], q.shape[3]), q.shape[:2]
-        c, n, m = (Tensor(np.zeros(shape, np.float32), device=q.device) for shape in shapes)
-    else:
-        m = _core.from_dlpack(scaM_initial)
-        if list(m.shape) == [*q.shape[:2], 1]:
-            m = at_last(m, 0)
-        c, n, m = (_core.from_dlpack(x, copy=True) for x in (matC_initial, vecN_initial, m))
-    options = _core.MlstmOptions(
-        qk_scale=qk_scale, eps=EPS, sigmoid_input_gate=sigmoid_input_gate, normalize=normalize
+    op = "mlstm.recurrent_sequence"
+    made = options(
+        op,
+        qk_scale,
+        EPS,
+        sigmoid_input_gate=sigmoid_input_gate,
+        normalize=normalize,
+        check_finite=check_finite,
     )
-    h, n_out, m_out = _core.mlstm_recurrent(matQ, matK, matV, vecI, vecF, c, n, m, options, False)
+    q, v = _core.from_dlpack(matQ), _core.from_dlpack(matV)
+    initial = [matC_initial, vecN_initial, scaM_initial][: 2 if sigmoid_input_gate else 3]
+    if sigmoid_input_gate and scaM_initial is not None:
+        raise InvalidArgument(f"{op}: scaM_initial is given, but with the sigmoid input gate there is no m")
+    given = [x is not None for x in initial]
+    if any(given) and not all(given):
+        raise InvalidArgument(f"{op}: matC_initial, vecN_initial and scaM_initial go together")
+    if all(given):
+        state = [_core.from_dlpack(x, copy=True) for x in initial]
+        if len(state) == 3 and len(state[2].shape) == 3 and state[2].shape[2] == 1:
+            state[2] = at_last(state[2], 0)
+    else:
+        for name, t in (("matQ", q), ("matV", v)):
+            if len(t.shape) != 4:
+                raise InvalidArgument(f"{op}: {name} is {list(t.shape)}, expected [B, NH, S, DH]")
+        shapes = (*q.shape[:2], q.shape[3], v.shape[3]), (*q.shape[:2], q.shape[3]), q.shape[:2]
+        state = [Tensor(np.zeros(shape, np.float32), device=q.device) for shape in shapes[: len(initial)]]
+    c, n, m = *state, *([None] if sigmoid_input_gate else [])
+    h, n_out, m_out = _core.mlstm_recurrent(q, matK, v, vecI, vecF, c, n, m, made, False)
     return ForwardOutput(h, n_out, m_out, States(c, n, m) if return_last_states else None, None)
 
 
-# The names of the published kernels. Their backward pass is the approximate one.
+# The names of the published kernels. Their backward pass is the approximate one, and its arguments have other names.
 _mlstm_chunkwise_fw = chunkwise_fw
 _mlstm_chunkwise__recurrent_fw_C = recurrent_fw_C
 _mlstm_chunkwise__parallel_fw_H = parallel_fw_H
-_mlstm_chunkwise__recurrent_bw_dC = recurrent_bw_dC
-_mlstm_chunkwise__parallel_bw_dQKV = parallel_bw_dQKV
+
+_PUBLISHED_NAMES = {
+    "chunk_size": "CHUNK_SIZE",
+    "num_chunks": "NUM_CHUNKS",
+    "eps": "EPS",
+    "scaM_inter": "scaM_states",
+    "scaMinter_states": "scaM_states",
+    "vecM": "vecM_out",
+    "vecM_combine": "vecM_out",
+}
+
+
+def _renamed(op: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    for name, value in arguments.items():
+        ours = _PUBLISHED_NAMES.get(name, name)
+        if ours in renamed or (ours != name and ours in arguments):
+            raise TypeError(f"{op}: {name} is another name of {ours}, and both are given")
+        renamed[ours] = value
+    return renamed
 
 
 def _mlstm_chunkwise_bw(*args: Any, **kwargs: Any) -> Gradients:
     """chunkwise_bw with grad_mode "approx" unless another is given."""
-    if "chunk_size" in kwargs:
-        kwargs["CHUNK_SIZE"] = kwargs.pop("chunk_size")
-    kwargs.setdefault("grad_mode", "approx")
-    return chunkwise_bw(*args, **kwargs)
+    return chunkwise_bw(*args, **({"grad_mode": "approx"} | _renamed("_mlstm_chunkwise_bw", kwargs)))
+
+
+def _mlstm_chunkwise__recurrent_bw_dC(*args: Any, **kwargs: Any) -> StateGradients | ExactStateGradients:
+    """recurrent_bw_dC, also with the published names of its arguments."""
+    return recurrent_bw_dC(*args, **_renamed("_mlstm_chunkwise__recurrent_bw_dC", kwargs))
+
+
+def _mlstm_chunkwise__parallel_bw_dQKV(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """parallel_bw_dQKV, also with the published names of its arguments."""
+    return parallel_bw_dQKV(*args, **_renamed("_mlstm_chunkwise__parallel_bw_dQKV", kwargs))

@@ -31,6 +31,7 @@ TEST(Tensor, EmptyAndZerosAreContiguousAndAligned) {
       EXPECT_TRUE(std::all_of(bytes, bytes + t.nbytes(), [](uint8_t b) { return b == 0; }));
     }
   EXPECT_EQ(Tensor().rank(), 0);
+  EXPECT_FALSE(Tensor().defined());  // a scalar, above, has the same shape
 }
 
 TEST(Tensor, CopiesAndViewsShareStorageAndKeepItAlive) {

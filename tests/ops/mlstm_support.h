@@ -102,7 +102,9 @@ inline ops::MlstmInputs tokens_of(const ops::MlstmInputs& x, int64_t begin, int6
 }
 
 inline ops::MlstmState copy_of(const ops::MlstmState& s) {
-  const auto copy = [](const Tensor& t) { return device_tensor(t.shape(), values_of<float>(t)); };
+  const auto copy = [](const Tensor& t) {
+    return t.defined() ? device_tensor(t.shape(), values_of<float>(t)) : Tensor();
+  };
   return {copy(s.c), copy(s.n), copy(s.m)};
 }
 inline ops::MlstmState zero_state(const ops::MlstmInputs& x) {

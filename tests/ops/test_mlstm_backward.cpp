@@ -187,7 +187,7 @@ TEST(MlstmBackward, PartsMakeTheWhole) {
     const Tensor vec_b = device_tensor(chunked, sums),
                  vec_i = k.x.i.to(Device{}).contiguous().reshape(chunked).to(test_device());
     const auto whole = mlstm_chunkwise_fw(k.x, k.initial, settings, false, true);
-    const auto states = ops::mlstm_recurrent_fw_c(k.x.k, k.x.v, vec_b, vec_i, k.initial, settings);
+    const auto states = ops::mlstm_recurrent_fw_c(k.x.k, k.x.v, vec_b, vec_i, k.initial, {}, settings);
     expect_relative(states.c, doubles_of(whole.states.c), 4e-6, "C");
     expect_relative(states.n, doubles_of(whole.states.n), 4e-6, "n");
     const auto out = ops::mlstm_parallel_fw_h(k.x.q, k.x.k, k.x.v, states, vec_i, vec_b, settings);

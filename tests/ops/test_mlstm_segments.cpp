@@ -179,6 +179,21 @@ TEST(MlstmSegments, MatchTheRecurrence) {
   }
 }
 
+TEST(MlstmSegments, ManyChunksDoNotDrift) {
+  const Sizes z{1, 4, 4};
+  const int64_t tokens = 32768;
+  Sequence s = random_sequence(z, tokens, 5);
+  for (float& value : s.qkv) value = std::abs(value);
+  // Where the cap saturates its gate is exact, 15. One old token weighs as much as all others together.
+  for (size_t t = 0; t < s.gates.size() / 2; ++t) {
+    s.gates[2 * t] = t == 0 ? 200.0f : 5.2f;
+    s.gates[2 * t + 1] = 200;
+  }
+  Cell cell(z, 1);
+  const auto got = cell.step({{s, 0, 0, tokens}});
+  expect_relative(host_tensor<float>({tokens, z.heads, z.dv}, got), reference(z, s, tokens), 8e-6, "h");
+}
+
 TEST(MlstmSegments, AnyCutGivesTheSameBits) {
   const Sizes z = emulated() ? Sizes{1, 270, 24} : Sizes{2, 270, 130};
   const int64_t tokens = emulated() ? 140 : 300;

@@ -191,3 +191,40 @@ def test_the_torch_functions_say_that_torch_is_missing():
     code = "import sys; sys.modules['torch'] = None; import trivium.torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "trivium.torch needs torch" in done.stderr
+
+
+def _op_calls():
+    r = lambda *shape: np.ones(shape, np.float32)
+    ids = np.zeros(2, np.int32)
+    ops = trivium.ops
+    return {
+        "attention": (ops.attention, {"q": r(3, 4, 8), "k": r(3, 2, 8), "v": r(3, 2, 8), "sinks": r(4)}),
+        "embedding": (ops.embedding, {"ids": ids, "table": r(4, 3)}),
+        "linear": (ops.linear, {"x": r(2, 3), "w": r(4, 3), "bias": r(4)}),
+        "rms_norm": (ops.rms_norm, {"x": r(2, 3), "w": r(3)}),
+        "swiglu": (ops.swiglu, {"x": r(2, 4)}),
+        "mxfp4_decode": (ops.mxfp4_decode, {n: np.zeros(s, np.uint8) for n, s in (("blocks", (2, 1, 16)), ("scales", (2, 1)))}),
+        "rope": (lambda x, positions: ops.rope(x, positions, [1.0] * 4), {"x": r(2, 2, 8), "positions": ids}),
+        "moe_route": (lambda logits: ops.moe_route(logits, 2), {"logits": r(2, 4)}),
+        "moe_experts": (
+            ops.moe_experts,
+            {"x": r(2, 4), "experts": np.zeros((2, 1), np.int32), "weights": r(2, 1), "gate_up": r(3, 10, 4),
+             "down": r(3, 4, 5), "gate_up_bias": r(3, 10), "down_bias": r(3, 4)},
+        ),
+    }  # fmt: skip
+
+
+OP_CALLS = _op_calls()
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(n, a) for n, (_, arrays) in OP_CALLS.items() for a in arrays]
+)
+def test_a_scalar_in_the_place_of_an_array_is_named(name, argument):
+    """Rank 0 is a shape, not an argument that is absent."""
+    op, arrays = OP_CALLS[name]
+    op(**arrays)
+    with pytest.raises(trivium.InvalidArgument) as error:
+        op(**(arrays | {argument: np.ones((), arrays[argument].dtype)}))
+    said = str(error.value)
+    assert argument in said and "[]" in said and "expected" in said and "\n" not in said

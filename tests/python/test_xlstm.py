@@ -150,6 +150,33 @@ def test_chat_says_that_there_is_no_format(saved):
         trivium.load(folder).chat([{"role": "user", "content": "hello"}])
 
 
+def test_chat_is_refused_beside_a_tokenizer_too():
+    folder = trivium.demo_model("xlstm")
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"the xLSTM demo model is not in {folder}")
+    model = trivium.load(folder, precision="float32")
+    assert model.generate("Return the", max_tokens=1).tokens  # it has a tokenizer, but no chat format
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        model.chat([{"role": "user", "content": "hello"}])
+    assert "chat" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "shards"])
+def test_half_precision_and_sharded_checkpoints_match_transformers(torch, saved, tmp_path, stored):
+    from transformers import xLSTMForCausalLM
+
+    folder, _ = saved["four_heads_wide_ffn"]
+    reference = xLSTMForCausalLM.from_pretrained(folder).eval()
+    if stored == "shards":
+        reference.save_pretrained(tmp_path, max_shard_size="200KB")
+        assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    else:
+        reference.to(getattr(torch, stored)).save_pretrained(tmp_path)
+    ids = some_ids("four_heads_wide_ffn", 37, 4)
+    got = trivium.load(tmp_path, precision="float32").logits(ids)
+    assert relative_error(got, reference_logits(torch, reference.float(), ids)) <= BOUND
+
+
 def test_state_does_not_grow_with_the_sequence(saved):
     folder, _ = saved["two_heads"]
     model = trivium.load(folder, precision="float32")

@@ -133,7 +133,7 @@ void gradient_states_kernel(MlstmBackwardArgs a, BackwardWork work) {
     const ChunkPlace at(a.size, head * chunks + k - 1);
     const int64_t tokens = head * a.size.tokens + at.first;
     const float before = a.m_states[head * (chunks + 1) + k - 1], after = a.m_states[head * (chunks + 1) + k];
-    const float keep = decay(work.sums.g[head * chunks + k - 1] + before - finite_m(after));
+    const float keep = decay(exponent_of(work.sums.g[head * chunks + k - 1], before, finite_m(after)));
     sync_block();  // the factors before have been read
     for (int l = static_cast<int>(threadIdx.x); l < at.count; l += kMlstmThreads) {
       query_factors[l] = query_factor(a, work.sums, tokens + l, before);
@@ -149,9 +149,10 @@ void gradient_states_kernel(MlstmBackwardArgs a, BackwardWork work) {
     };
     add_product<P>(dc, at.count, shared, Along::rows, query, Along::rows, gradient);
     if (!owns_n || !a.exact) continue;
-    dn *= keep;
+    float more = 0;
     for (int l = 0; l < at.count; ++l)
-      dn = fma(query_factors[l] * to_float(q[l * a.qs.token + n_at]), work.e[tokens + l], dn);
+      more = fma(query_factors[l] * to_float(q[l * a.qs.token + n_at]), work.e[tokens + l], more);
+    dn = fma(dn, keep, more);
   }
 }
 

@@ -83,7 +83,8 @@ void gates_kernel(MlstmBackwardArgs a, BackwardWork work) {
     dot = fma(states.c[i], states.dc[i], dot);
   for (int64_t d = threadIdx.x; states.n && states.dn && d < a.size.dqk; d += kChunkThreads)
     dot = fma(states.n[d], states.dn[d], dot);
-  const float kept = decay(work.sums.g[blockIdx.x] + states.before - finite_m(states.after)) * block_sum(dot);
+  const float keep = decay(exponent_of(work.sums.g[blockIdx.x], states.before, finite_m(states.after)));
+  const float kept = keep * block_sum(dot);
   for (int j = static_cast<int>(threadIdx.x); j < at.count; j += kChunkThreads) {
     float sum = 0;
     for (int l = at.count - 1; l >= j; --l) {

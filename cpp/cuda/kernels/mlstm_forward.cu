@@ -39,7 +39,7 @@ void states_kernel(MlstmForwardArgs a, GateSums sums) {
     if (k == chunks) return;
     const ChunkPlace at(a.size, head * chunks + k);
     const float before = a.m_states[slot], after = finite_m(a.m_states[slot + 1]);
-    const float keep = decay(sums.g[head * chunks + k] + before - after);
+    const float keep = decay(exponent_of(sums.g[head * chunks + k], before, after));
     sync_block();  // the weights before have been read
     for (int l = static_cast<int>(threadIdx.x); l < at.count; l += kMlstmThreads)
       weights[l] = decay(sums.a[head * a.size.tokens + at.first + l] - after);
@@ -53,8 +53,9 @@ void states_kernel(MlstmForwardArgs a, GateSums sums) {
     };
     add_product<P>(c, at.count, shared, Along::rows, keys, Along::rows, values);
     if (!owns_n) continue;
-    n *= keep;
-    for (int l = 0; l < at.count; ++l) n = fma(weights[l], to_float(key[l * a.ks.token + n_at]), n);
+    float more = 0;  // a sum of its own: one by one, faint tokens would be lost beside n
+    for (int l = 0; l < at.count; ++l) more = fma(weights[l], to_float(key[l * a.ks.token + n_at]), more);
+    n = fma(n, keep, more);
   }
 }
 
@@ -82,7 +83,7 @@ void output_kernel(MlstmForwardArgs a, GateSums sums, int row_blocks) {
     const bool row = thread < rows;
     const float m = row ? finite_m(a.m[tokens + r0 + thread]) : 0.0f;
     row_m[thread] = m;
-    past[thread] = row ? a.options.scale * decay(sums.b[tokens + r0 + thread] + before - m) : 0.0f;
+    past[thread] = row ? a.options.scale * decay(exponent_of(sums.b[tokens + r0 + thread], before, m)) : 0.0f;
   }
   BlockAcc<P> out;
   out.clear();

@@ -20,7 +20,8 @@ void gates_kernel(MlstmGatesArgs a) {
         a.forget == MlstmForget::log || at % a.tokens % a.chunk == 0 ? f : f - to_float(as<T>(a.f)[at - 1]);
 }
 
-// One block a chunk. Three threads walk the chunk, each in the order of its recurrence.
+// One block a chunk. Three threads walk the chunk, each in the order of its recurrence. Sums over the chunk
+// are double: of equal gates all chunks lose the same, and the states would carry the sum of it.
 GPU_KERNEL(64)
 void gate_sums_kernel(MlstmSizes size, const float* li, const float* lf, GateSums out, float* intra) {
   GPU_SHARED(float, input, kMaxChunk);
@@ -33,23 +34,25 @@ void gate_sums_kernel(MlstmSizes size, const float* li, const float* lf, GateSum
   }
   sync_block();
   if (threadIdx.x == 0) {
-    float whole = 0, near = 0;
+    double whole = 0;
+    float near = 0;
     for (int l = 0; l < at.count; ++l) {
       near = l % kEdge == 0 ? forget[l] : near + forget[l];
-      whole += forget[l];
-      out.b[first + l] = whole;
+      whole += static_cast<double>(forget[l]);
+      out.b[first + l] = static_cast<float>(whole);
       out.pre[first + l] = near;
     }
-    out.g[blockIdx.x] = whole;
+    out.g[blockIdx.x] = static_cast<float>(whole);
   } else if (threadIdx.x == 1) {
-    float whole = 0, near = 0, top = -INFINITY;
+    double whole = 0;
+    float near = 0, top = -INFINITY;
     for (int l = at.count - 1; l >= 0; --l) {
       if (l % kEdge == kEdge - 1) near = 0;
-      const float weight = whole + input[l];
+      const auto weight = static_cast<float>(whole + static_cast<double>(input[l]));
       top = max(top, weight);
       out.a[first + l] = weight;
       out.suf[first + l] = near;
-      whole += forget[l];
+      whole += static_cast<double>(forget[l]);
       near += forget[l];
     }
     out.top[blockIdx.x] = top;

@@ -19,9 +19,8 @@ void factors_kernel(MlstmRecurrentArgs a) {
     const T* q = as<T>(a.q) + b * a.qs.batch + h * a.qs.head + t * a.qs.token;
     const T* k = as<T>(a.k) + b * a.ks.batch + h * a.ks.head + t * a.ks.token;
     const float past = a.lf[gate] + m, after = a.options.sigmoid_input ? 0.0f : max(past, a.li[gate]);
-    // What past lost to rounding is given back, so that the state does not drift against m.
-    const float lost = m == -INFINITY ? 0.0f : a.lf[gate] - (past - m);
-    const float forget = exp(past - finite_m(after) + lost), input = exp(a.li[gate] - finite_m(after));
+    const float forget = exp(exponent_of(a.lf[gate], m, finite_m(after)));
+    const float input = exp(a.li[gate] - finite_m(after));
     m = after;
     float dot = 0;
     for (int64_t d = threadIdx.x; d < dqk; d += kThreads) {

@@ -14,15 +14,17 @@ GPU_DEVICE ChunkWeights chunk_weights(const MlstmSegmentsArgs& a, const Piece& p
   load_gates(a, p, li, lf);
   sync_block();
   if (threadIdx.x == 0) {
-    float sum = 0, top = -INFINITY;
+    double whole = 0;  // as in mlstm_gates.cu
+    float top = -INFINITY;
     for (int l = kChunk - 1; l >= 0; --l) {
-      out_of[l] = sum + li[l];
+      out_of[l] = static_cast<float>(whole + static_cast<double>(li[l]));
       top = max(top, out_of[l]);
-      sum += lf[l];
+      whole += static_cast<double>(lf[l]);
     }
+    const auto sum = static_cast<float>(whole);
     const float after = a.options.sigmoid_input ? 0.0f : max(sum + before, top);
     result[0] = after;
-    result[1] = decay(sum + before - finite_m(after));
+    result[1] = decay(exponent_of(sum, before, finite_m(after)));
   }
   sync_block();
   const ChunkWeights w{result[0], result[1]};
@@ -69,9 +71,10 @@ void segment_states_kernel(MlstmSegmentsArgs a) {
     };
     const auto values = [&](int r, int64_t l) { return v0 + r < a.dv ? value_of(a, p, l, v0 + r) : 0.0f; };
     add_product<float>(c, kChunk, shared, Along::rows, keys, Along::rows, values);
-    n *= w.keep;
+    float more = 0;
 #pragma unroll 2
-    for (int l = 0; owns_n && l < kChunk; ++l) n = fma(out_of[l], key_of(a, p, l, n_at), n);
+    for (int l = 0; owns_n && l < kChunk; ++l) more = fma(out_of[l], key_of(a, p, l, n_at), more);
+    n = fma(n, w.keep, more);
     m = w.m;
     sync_block();  // the weights have been read
     if (++number == chunks) break;
