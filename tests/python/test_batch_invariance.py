@@ -93,6 +93,26 @@ def test_tokens_do_not_depend_on_batch_threads_or_order(level, folder, precision
     assert [tokens for (tokens,) in results[7:]] == want[:4]
 
 
+def test_tokens_do_not_depend_on_batch_and_threads_at_real_widths(tmp_path):
+    """One layer as wide as the published models, whose products have tails and splits that small ones lack."""
+    cfg = cp.config(1024, 2880, 2880, 1, 64, 8, 64, 4, 2, 128, max_positions=512)
+    path = cp.write_hf(tmp_path / "wide", None, cfg, tensors=cp.random_bytes(cfg))
+    starts = [cp.random_ids(cfg, n, n) for n in (3, 17, 40, 150, 5, 1, 9)]
+    sampled = {"temperature": 1.0, "top_p": 0.95}
+    options = [{"max_tokens": 12, **(sampled | {"seed": i} if i % 2 else {})} for i in range(7)]
+    base = {"path": path, "precision": "bfloat16"}
+    together = [
+        {**base, "prompts": starts, "options": options, "batch_size": 7, "threads": t} for t in (1, 2)
+    ]
+    alone = [
+        {**base, "prompts": [starts[i]], "options": options[i], "batch_size": 1, "threads": 2 - i % 2}
+        for i in range(7)
+    ]
+    one, two, *singles = cp.run_jobs([*together, *alone])
+    assert one == two == [tokens for (tokens,) in singles]
+    assert len({token for tokens in one for token in tokens}) > 20, "the model should not repeat itself"
+
+
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
 def test_tokens_do_not_depend_on_the_batch_with_either_cache_type(folder, kv_dtype):
     model = {"path": folder["mxfp4"], "precision": "bfloat16", "kv_dtype": kv_dtype}
