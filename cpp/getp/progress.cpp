@@ -24,7 +24,7 @@ void show(const std::string& line, bool terminal) {
 
 Progress::Progress(int64_t requests, bool enabled)
     : requests_(requests),
-      enabled_(enabled),
+      enabled_(enabled && requests > 0),
       terminal_(is_terminal(STDERR_FILENO)),
       start_(Clock::now()),
       last_(start_) {

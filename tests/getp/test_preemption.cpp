@@ -15,8 +15,8 @@ std::vector<Request> requests_of(float temperature) {
   std::vector<Request> requests;
   for (int i = 0; i < 14; ++i) {
     Request r;
-    for (int k = 0; k < 1 + 5 * i % 23; ++k) r.prompt.push_back((11 + 31 * i + 7 * k * k) % kVocab);
-    r.max_tokens = 20 + 3 * i % 20;
+    for (int k = 0; k < 1 + 5 * i % 8; ++k) r.prompt.push_back((11 + 31 * i + 7 * k * k) % kVocab);
+    r.max_tokens = 50 + i % 6;  // longer than the room that is asked for at the start
     r.ignore_eos = true;
     r.sampling = {.temperature = temperature, .top_p = 0.95f, .top_k = 0, .min_p = 0, .seed = uint64_t(i)};
     requests.push_back(r);
@@ -49,12 +49,12 @@ TEST(Preemption, ChangesNoTokenOfAMixtureOfExperts) {
       SCOPED_TRACE(concat(name_of(precision), " at temperature ", temperature));
       const auto alone = run(model, {.num_slots = 1, .max_step_tokens = 64}, 0, temperature);
       ASSERT_EQ(alone.size(), 14u);
-      for (const int64_t chunk : {4, 64}) {
+      for (const double share : {0.3, 0.4, 0.5}) {
         int64_t preemptions = 0;
         const auto crowded =
-            run(model, {.num_slots = 6, .max_step_tokens = chunk}, 0.4, temperature, &preemptions);
-        EXPECT_GT(preemptions, 0) << "six sequences should not fit at once";
-        EXPECT_EQ(crowded, alone) << "steps of " << chunk;
+            run(model, {.num_slots = 6, .max_step_tokens = 64}, share, temperature, &preemptions);
+        EXPECT_GT(preemptions, 0) << "the sequences should not fit in a share of " << share;
+        EXPECT_EQ(crowded, alone) << "in a share of " << share;
       }
     }
   }
