@@ -11,7 +11,8 @@ namespace trivium::testing {
 
 class Random {
  public:
-  // Another multiplier than the increment below: with that one, seed + 1 would be seed's stream less one draw.
+  // Another multiplier than the increment below: with that one, seed + 1 would be seed's stream less one
+  // draw.
   explicit Random(uint64_t seed) : state_(seed * 0xD1342543DE82EF95ull + 1) {}
   uint64_t next() {  // splitmix64 (Steele, Lea & Flood 2014)
     uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
