@@ -36,13 +36,17 @@ class ExactStateGradients(NamedTuple):
     vecDeltaN_initial: Tensor | None
 
 
+def _is_array(value: Any) -> bool:
+    return bool(getattr(value, "ndim", 0) > 0)
+
+
 def check_number(op: str, name: str, value: Any) -> None:
-    if not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+    if not hasattr(value, "__float__") or _is_array(value):
         raise TypeError(f"{op}: {name} is {value!r}, expected a number")
 
 
 def check_integer(op: str, name: str, value: Any) -> None:
-    if not hasattr(value, "__index__") or isinstance(value, (bool, np.bool_)) or getattr(value, "ndim", 0):
+    if not hasattr(value, "__index__") or isinstance(value, (bool, np.bool_)) or _is_array(value):
         raise TypeError(f"{op}: {name} is {value!r}, expected an integer")
     if not -(2**63) <= value < 2**63:
         raise InvalidArgument(f"{op}: {name} is {value}, expected an integer of 64 bits")

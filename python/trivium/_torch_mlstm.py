@@ -269,7 +269,8 @@ def mlstm_step(
     flags = {"sigmoid_input_gate": sigmoid_input_gate, "normalize": normalize}
     with _device_of(q):
         token, state = _detached(q, k, v), _detached(c, n, m)
-        h = mlstm.recurrent_step(*token, i, f, *state, qk_scale, eps, **flags)  # type: ignore[arg-type]
+        arguments = (*token, i, f, *state, qk_scale, eps)
+        h = mlstm.recurrent_step(*arguments, **flags)  # type: ignore[arg-type]
         for t in (c, n, m):
             if t is not None:
                 torch.autograd.graph.increment_version(t)

@@ -122,7 +122,7 @@ def _forward(inputs: Any, initial: Any, made: "_core.MlstmOptions", want_last: b
     """(matH, vecN_out, vecNt, vecM_out, last states, all states)"""
     q, k, v, i, f = inputs
     c, n, m = initial
-    out = _core.mlstm_chunkwise_fw(q, k, v, i, f, c, n, m, made, want_last, want_all)
+    out: Any = _core.mlstm_chunkwise_fw(q, k, v, i, f, c, n, m, made, want_last, want_all)
     last, states = States(*out[4:7]), States(*out[7:])
     return *out[:4], last if want_last else None, states if want_all else None
 
@@ -275,7 +275,7 @@ def recurrent_sequence(
                 raise InvalidArgument(f"{op}: {name} is {list(t.shape)}, expected [B, NH, S, DH]")
         shapes = (*q.shape[:2], q.shape[3], v.shape[3]), (*q.shape[:2], q.shape[3]), q.shape[:2]
         state = [Tensor(np.zeros(shape, np.float32), device=q.device) for shape in shapes[: len(initial)]]
-    c, n, m = *state, *([None] if sigmoid_input_gate else [])
+    c, n, m = state[0], state[1], None if sigmoid_input_gate else state[2]
     h, n_out, m_out = _core.mlstm_recurrent(q, matK, v, vecI, vecF, c, n, m, made, False)
     return ForwardOutput(h, n_out, m_out, States(c, n, m) if return_last_states else None, None)
 
