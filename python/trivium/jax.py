@@ -84,6 +84,15 @@ def _float_array(name: str, value: Any, *shapes: str) -> Any:
     return t
 
 
+def _kernel_dtype(value: Any) -> Any:
+    dtype = jnp.dtype(value)
+    if dtype not in _KERNEL_DTYPES:
+        raise InvalidArgument(
+            f"mlstm_chunkwise: autocast_kernel_dtype is {dtype}, expected float32, bfloat16 or float16"
+        )
+    return dtype
+
+
 def mlstm_chunkwise(
     q: Any,
     k: Any,
@@ -121,11 +130,7 @@ def mlstm_chunkwise(
     q, k, v = (_float_array(name, t, "[B, NH, S, DH]") for name, t in {"q": q, "k": k, "v": v}.items())
     i, f = (_float_array(name, t, "[B, NH, S]").astype(_F32) for name, t in {"i": i, "f": f}.items())
     if autocast_kernel_dtype is not None:
-        kernel_dtype = jnp.dtype(autocast_kernel_dtype)
-        if kernel_dtype not in _KERNEL_DTYPES:
-            raise InvalidArgument(
-                f"{op}: autocast_kernel_dtype is {kernel_dtype}, expected float32, bfloat16 or float16"
-            )
+        kernel_dtype = _kernel_dtype(autocast_kernel_dtype)
         q, k, v = (t.astype(kernel_dtype) for t in (q, k, v))
     if q.dtype not in _KERNEL_DTYPES:
         raise InvalidArgument(f"{op}: q is {q.dtype}, expected float32, bfloat16 or float16")
