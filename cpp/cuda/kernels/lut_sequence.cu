@@ -28,12 +28,12 @@ void gather_w_gradients_for_sequence_kernel(LutSequenceWGradientArgs a, LutOwner
   if (find_owner(owners, owner)) lut::gather_w_gradients_for_sequence_item<fixed>(a, owner);
 }
 
-constexpr int kDecodeBlock = 512;  // as many tables at a time as it has groups of 32 threads
+constexpr int kDecodeBlock = 256;  // as many tables at a time as it has groups of 32 threads
 
 // A block owns 32 outputs of a row. Its groups take tables in turn, whose sums the first group adds in the
 // order of decode_item: a step of one row alone keeps many threads at work.
 template <bool fixed>
-GPU_KERNEL(kDecodeBlock)
+GPU_KERNEL(kDecodeBlock, 4)
 void decode_kernel(LutDecodeArgs a, int64_t tiles) {
   constexpr int kGroups = kDecodeBlock / lut::kPartials;
   GPU_SHARED(lut::Sum<fixed>, parts, kDecodeBlock);
