@@ -20,15 +20,6 @@ void for_items(int64_t count, const Fn& fn) {
   });
 }
 
-// fn<fixed>()
-template <class Fn>
-void dispatch(const LutNumerics& numerics, const Fn& fn) {
-  if (numerics.rescale > 0)
-    fn.template operator()<true>();
-  else
-    fn.template operator()<false>();
-}
-
 bool is_fast(const LutTable& table, const LutNumerics& numerics) {
   return table.form == LutForm::fully_connected && numerics.rescale == 0;
 }
@@ -61,7 +52,7 @@ void lut_fill_outputs(const LutForwardArgs& a) {
 
 void lut_gather_x_gradients(const LutXGradientArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_gather_x_gradients(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_items(a.rows * a.table.num_tables, [&](int64_t item) {
       static_cast<lut::Sum<fixed>*>(a.delta)[item] =
           lut::gather_x_gradients_item<fixed>(a, item, [&](int64_t b, int64_t t, int32_t cell) {
@@ -72,7 +63,7 @@ void lut_gather_x_gradients(const LutXGradientArgs& a) {
 }
 
 void lut_propagate_through_detectors(const LutPropagateArgs& a) {
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     parallel_for(a.rows,
                  [&](int64_t row, int) { lut::propagate_through_detectors_item<fixed>(a, row, 0, 1); });
   });
@@ -80,7 +71,7 @@ void lut_propagate_through_detectors(const LutPropagateArgs& a) {
 
 void lut_gather_w_gradients(const LutWGradientArgs& a) {
   if (is_fast(a.table, a.numerics) && !a.target.rates) return current_level().lut_gather_w_gradients(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_owners(a.table, a.table.cells,
                [&](const lut::WOwner& owner) { lut::gather_w_gradients_item<fixed>(a, owner); });
   });
@@ -94,7 +85,7 @@ void lut_fill_outputs_for_sequence(const LutSequenceForwardArgs& a) {
 void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
   if (is_fast(a.table, a.numerics)) return current_level().lut_gather_x_gradients_for_sequence(a);
   const LutTable& w = a.table;
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     parallel_for(a.sequence.batch * w.num_tables, [&](int64_t task, int) {
       const int64_t b = task / w.num_tables, t = task % w.num_tables;
       lut::sequence_deltas<fixed>(a.sequence, a.numerics, w.num_tables, b, t, a.delta, a.pe_delta, true,
@@ -107,7 +98,7 @@ void lut_gather_x_gradients_for_sequence(const LutSequenceXGradientArgs& a) {
 }
 
 void lut_gather_pe_gradients(const LutPeGradientArgs& a) {
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_items(a.unified ? a.rows : a.rows * a.num_tables,
               [&](int64_t item) { lut::gather_pe_gradients_item<fixed>(a, item); });
   });
@@ -116,7 +107,7 @@ void lut_gather_pe_gradients(const LutPeGradientArgs& a) {
 void lut_gather_w_gradients_for_sequence(const LutSequenceWGradientArgs& a) {
   if (is_fast(a.table, a.numerics) && !a.target.rates)
     return current_level().lut_gather_w_gradients_for_sequence(a);
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_owners(a.table, int64_t{1} << a.sequence.num_anchors,
                [&](const lut::WOwner& owner) { lut::gather_w_gradients_for_sequence_item<fixed>(a, owner); });
   });
@@ -130,7 +121,7 @@ void lut_decode(const LutDecodeArgs& a) {
 
 void lut_product_backward(const LutProductArgs& a) {
   const LutProduct& p = a.product;
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     if (a.gx)
       parallel_for(p.batch * p.length,
                    [&](int64_t row, int) { lut::product_x_gradients_item<fixed>(a, row); });

@@ -6,6 +6,15 @@
 
 namespace trivium::cpu {
 
+// fn<fixed>(): whether sums are in fixed point.
+template <class Fn>
+void lut_dispatch(const LutNumerics& numerics, const Fn& fn) {
+  if (numerics.rescale > 0)
+    fn.template operator()<true>();
+  else
+    fn.template operator()<false>();
+}
+
 void lut_check_detectors(const LutDetectArgs&);
 void lut_check_positional_embeddings(const LutDetectPeArgs&);
 void lut_fill_outputs(const LutForwardArgs&);

@@ -110,19 +110,10 @@ void for_ranges(const LutTable& table, const LutNumerics& numerics, int64_t rows
   });
 }
 
-// fn<fixed>()
-template <class Fn>
-void dispatch(const LutNumerics& numerics, const Fn& fn) {
-  if (numerics.rescale > 0)
-    fn.template operator()<true>();
-  else
-    fn.template operator()<false>();
-}
-
 }  // namespace
 
 void lut_fill_outputs_by_rows(const LutForwardArgs& a) {
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_ranges<fixed>(
         a.table, a.numerics, a.rows, a.y, a.accumulate != 0,
         [&](int64_t b, const Range<fixed>& range) { range.add_tables(a.index + b * a.table.num_tables); });
@@ -132,7 +123,7 @@ void lut_fill_outputs_by_rows(const LutForwardArgs& a) {
 void lut_fill_outputs_for_sequence_by_rows(const LutSequenceForwardArgs& a) {
   const LutSequence& s = a.sequence;
   const int64_t tables = a.table.num_tables;
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_ranges<fixed>(
         a.table, a.numerics, s.batch * s.length, a.y, false, [&](int64_t row, const Range<fixed>& range) {
           const int64_t b = row / s.length, j = row % s.length;
@@ -144,7 +135,7 @@ void lut_fill_outputs_for_sequence_by_rows(const LutSequenceForwardArgs& a) {
 
 // The indices of the new positions are in the cache already.
 void lut_decode_by_rows(const LutDecodeArgs& a) {
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_ranges<fixed>(a.table, a.numerics, a.rows, a.y, a.accumulate != 0,
                       [&](int64_t row, const Range<fixed>& range) {
                         const lut::DecodeRow seen = lut::decode_row(a, row);
@@ -157,7 +148,7 @@ void lut_decode_by_rows(const LutDecodeArgs& a) {
 
 void lut_product_forward(const LutProductArgs& a) {
   const LutProduct& p = a.product;
-  dispatch(a.numerics, [&]<bool fixed>() {
+  lut_dispatch(a.numerics, [&]<bool fixed>() {
     for_ranges<fixed>(
         a.table, a.numerics, p.batch * p.length, a.y, false, [&](int64_t row, const Range<fixed>& range) {
           const int64_t b = row / p.length, j = row % p.length;
