@@ -17,7 +17,7 @@ void product_w_gradients_kernel(LutProductArgs a, LutOwners owners) {
 
 void lut_product_forward(Stream stream, const LutProductArgs& a) {
   dispatch_fixed(a.numerics, [&]<bool fixed>() {
-    launch_items<LutProductArgs, lut::product_forward_item<fixed>, 6>(
+    launch_items<LutProductArgs, lut::product_forward_item<fixed>, 5>(
         stream, a, a.product.batch * a.product.length * a.table.outputs);
   });
 }
