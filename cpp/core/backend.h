@@ -72,6 +72,13 @@ struct Runtime {
   Status (*foreign_wait)(StreamHandle* stream, void* native) = nullptr;
   // A handle over another library's stream `native` of the device; destroying it leaves that stream alone.
   Status (*stream_borrow)(int32_t index, void* native, StreamHandle** stream) = nullptr;
+  // Memory in the order of a stream: work queued on it from now on may use it, and it is given back when what
+  // is queued by then is done. Neither call waits.
+  Status (*allocate_in_order)(StreamHandle* stream, int64_t bytes, void** memory) = nullptr;
+  Status (*deallocate_in_order)(StreamHandle* stream, void* memory) = nullptr;
+  // Later work on `stream` waits for what is queued now on the other library's stream `native`.
+  Status (*wait_foreign)(StreamHandle* stream, void* native) = nullptr;
+  Status (*device_synchronize)(int32_t index) = nullptr;  // blocks until all work of the device is done
 };
 
 // Kernels of a GPU are queued on the stream, which is never null there. An empty entry means unsupported and

@@ -36,7 +36,8 @@ std::string cpu_level();            // "avx512-bf16", "avx2" or "scalar"; TRIVIU
 bool cpu_has_bf16_dot();            // whether bfloat16 is the faster precision here
 int cpu_screen_bits();              // of an element of ops::make_row_screen's copies: 6 or 8
 
-// The stream of a GPU that calls without one share; each such call waits for its work.
+// The stream of a GPU that calls without one share: each such call waits for its work, but LUT layers leave
+// theirs queued. It lives as long as the process.
 StreamHandle* default_stream(Device device);
 void synchronize(Device device, StreamHandle* stream);
 

@@ -21,7 +21,11 @@ Stream::Stream(Device device, void* native) : device_(device) {
   check(device, r.stream_borrow(device.index, native, &handle_));
 }
 
-Stream::~Stream() { runtime(device_).stream_destroy(handle_); }
+Stream::Stream(Device device, Shared) : device_(device), handle_(default_stream(device)), owned_(false) {}
+
+Stream::~Stream() {
+  if (owned_) runtime(device_).stream_destroy(handle_);
+}
 
 void Stream::synchronize() { check(device_, runtime(device_).stream_synchronize(handle_)); }
 

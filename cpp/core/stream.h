@@ -20,6 +20,9 @@ class Stream {
   // Another library's stream, the vendor's handle `native`; it must outlive this. NotImplemented where the
   // backend has no such handles.
   Stream(Device device, void* native);
+  // The device's default_stream().
+  struct Shared {};
+  Stream(Device device, Shared);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -32,6 +35,7 @@ class Stream {
  private:
   Device device_;
   StreamHandle* handle_ = nullptr;
+  bool owned_ = true;
 };
 
 class Event {

@@ -11,6 +11,13 @@ void check(Device device, Status status) {
   if (status != Status::ok) throw_status(device.kind, status);
 }
 
+int64_t bytes_of(const Shape& shape, Dtype dtype) {
+  int64_t bytes = 0;
+  TRIVIUM_CHECK(!__builtin_mul_overflow(shape.numel(), size_of(dtype), &bytes), "tensor: ", shape, " ", dtype,
+                " is larger than the address space");
+  return std::max<int64_t>(bytes, 1);
+}
+
 // Copies a strided tensor row by row into contiguous memory; the last dimension goes element by element only
 // when it is strided itself. Host memory only.
 void gather_strided(const Tensor& from, char* to) {
@@ -49,12 +56,21 @@ Tensor Tensor::wrap(void* data, const Shape& shape, Dtype dtype, Device device, 
 }
 
 Tensor Tensor::empty(const Shape& shape, Dtype dtype, Device device) {
-  int64_t bytes = 0;
-  TRIVIUM_CHECK(!__builtin_mul_overflow(shape.numel(), size_of(dtype), &bytes), "tensor: ", shape, " ", dtype,
-                " is larger than the address space");
+  const int64_t bytes = bytes_of(shape, dtype);
   void* memory = nullptr;
-  check(device, runtime(device).allocate(device.index, std::max<int64_t>(bytes, 1), &memory));
+  check(device, runtime(device).allocate(device.index, bytes, &memory));
   const auto release = [device](void* p) { runtime(device).deallocate(device.index, p); };
+  return wrap(memory, shape, dtype, device, std::shared_ptr<void>(memory, release));
+}
+
+Tensor Tensor::in_order(const Shape& shape, Dtype dtype, Device device) {
+  const Runtime& r = runtime(device);
+  if (!r.allocate_in_order) return empty(shape, dtype, device);
+  const int64_t bytes = bytes_of(shape, dtype);
+  StreamHandle* stream = default_stream(device);
+  void* memory = nullptr;
+  check(device, r.allocate_in_order(stream, bytes, &memory));
+  const auto release = [&r, stream](void* p) { r.deallocate_in_order(stream, p); };
   return wrap(memory, shape, dtype, device, std::shared_ptr<void>(memory, release));
 }
 
@@ -118,12 +134,14 @@ Tensor Tensor::to(Device device) const {
   if (device == device_) return *this;
   const Tensor source = contiguous();
   Tensor out = empty(shape_, dtype_, device);
-  // The device that is not the host does the copy; between two devices of one kind its runtime knows how.
-  const Device worker = device.kind == DeviceKind::cpu ? device_ : device;
   TRIVIUM_CHECK(
       device.kind == DeviceKind::cpu || device_.kind == DeviceKind::cpu || device.kind == device_.kind,
       "to: no direct copy from ", device_, " to ", device, "; go through the cpu");
-  check(worker, runtime(worker).copy(worker.index, nullptr, out.data(), source.data(), nbytes()));
+  // A GPU does the copy: the source's, where work on it may still be queued, else the destination's.
+  const Device worker = is_gpu(device_.kind) ? device_ : device;
+  StreamHandle* stream = is_gpu(device_.kind) ? default_stream(device_) : nullptr;
+  check(worker, runtime(worker).copy(worker.index, stream, out.data(), source.data(), nbytes()));
+  if (stream) synchronize(worker, stream);
   return out;
 }
 

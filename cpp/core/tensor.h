@@ -20,6 +20,10 @@ class Tensor {
   // Uninitialised and contiguous; OutOfMemory when it cannot be had.
   static Tensor empty(const Shape& shape, Dtype dtype, Device device = {});
   static Tensor zeros(const Shape& shape, Dtype dtype, Device device = {});
+  // Like empty, for work on the device's default stream: on a GPU neither this nor giving the memory back
+  // waits, both have their place in that stream's order. Another stream may use it between two events that
+  // say so.
+  static Tensor in_order(const Shape& shape, Dtype dtype, Device device);
   // A host tensor that copies to and from `device` reach in the background (pinned memory on a GPU).
   static Tensor pinned(const Shape& shape, Dtype dtype, Device device);
   // Wraps memory kept alive by `owner`; strides count elements, empty = row-major.
@@ -53,8 +57,10 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;        // contiguous tensors only; shares storage
   Tensor slice(int64_t begin, int64_t end) const;  // along dimension 0; shares storage
   Tensor contiguous() const;                       // itself when it already is
-  Tensor to(Device device) const;                  // itself when already there; blocks until copied
-  Tensor to(Dtype dtype) const;                    // f32, bf16, f16 and f64 among each other
+  // Itself when already there. Blocks until copied; a copy from a GPU comes after what is queued on its
+  // default stream.
+  Tensor to(Device device) const;
+  Tensor to(Dtype dtype) const;  // f32, bf16, f16 and f64 among each other
 
  private:
   Shape shape_;

@@ -37,6 +37,17 @@ inline int allocate_host(void** memory, size_t bytes) {
   return cudaHostAlloc(memory, bytes, cudaHostAllocPortable);
 }
 inline int deallocate_host(void* memory) { return cudaFreeHost(memory); }
+// From the device's default pool, which keeps up to `bytes` of what was given back.
+inline int keep_in_pool(int index, uint64_t bytes) {
+  cudaMemPool_t pool{};
+  const int code = cudaDeviceGetDefaultMemPool(&pool, index);
+  return code ? code : cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &bytes);
+}
+inline int allocate_in_order(void** memory, size_t bytes, Stream stream) {
+  return cudaMallocAsync(memory, bytes, stream);
+}
+inline int deallocate_in_order(void* memory, Stream stream) { return cudaFreeAsync(memory, stream); }
+inline int device_synchronize() { return cudaDeviceSynchronize(); }
 inline int copy(void* to, const void* from, size_t bytes, Stream stream) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
 }

@@ -2,6 +2,8 @@
 // the default stream, and memory is freed only when the device has finished with it.
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "core/backend.h"
 #if defined(TRIVIUM_GPU_HIP)
@@ -79,18 +81,21 @@ Status device_properties(int32_t index, DeviceProperties* p) {
   });
 }
 
+void check_allocated(int code, int32_t index, int64_t bytes) {
+  if (code == gpu::kOutOfMemory) {
+    gpu::error_text(code);
+    size_t free = 0, total = 0;
+    check(gpu::memory_info(&free, &total), "reading the memory's size");
+    throw OutOfMemory(concat(TRIVIUM_GPU_NAME ":", index, ": needs ", (bytes + (1 << 20) - 1) >> 20,
+                             " MiB of memory; ", free >> 20, " of ", total >> 20, " MiB are free"));
+  }
+  check(code, "allocating memory");
+}
+
 Status allocate(int32_t index, int64_t bytes, void** memory) {
   return guarded([&] {
     use(index);
-    const int code = gpu::allocate(memory, static_cast<size_t>(bytes));
-    if (code == gpu::kOutOfMemory) {
-      gpu::error_text(code);
-      size_t free = 0, total = 0;
-      check(gpu::memory_info(&free, &total), "reading the memory's size");
-      throw OutOfMemory(concat(TRIVIUM_GPU_NAME ":", index, ": needs ", (bytes + (1 << 20) - 1) >> 20,
-                               " MiB of memory; ", free >> 20, " of ", total >> 20, " MiB are free"));
-    }
-    check(code, "allocating memory");
+    check_allocated(gpu::allocate(memory, static_cast<size_t>(bytes)), index, bytes);
   });
 }
 
@@ -98,6 +103,50 @@ Status deallocate(int32_t index, void* memory) {
   return guarded([&] {
     use(index);
     check(gpu::deallocate(memory), "freeing memory");
+  });
+}
+
+// Whether the device and its driver give memory in the order of a stream (not all virtual GPUs do); tried
+// once.
+bool has_pool(const StreamHandle& stream) {
+  constexpr uint64_t kKept = uint64_t{1} << 30;  // bytes that wait for the next allocation
+  static std::mutex mutex;
+  static std::map<int, bool> known;
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = known.try_emplace(stream.device, false);
+  if (is_new) {
+    void* tried = nullptr;
+    int code = gpu::keep_in_pool(stream.device, kKept);
+    if (code == 0) code = gpu::allocate_in_order(&tried, 1, stream.raw);
+    if (code == 0) code = gpu::deallocate_in_order(tried, stream.raw);
+    if (code != 0) gpu::error_text(code);
+    entry->second = code == 0;
+  }
+  return entry->second;
+}
+
+Status allocate_in_order(StreamHandle* stream, int64_t bytes, void** memory) {
+  return guarded([&] {
+    use(stream->device);
+    const auto size = static_cast<size_t>(bytes);
+    check_allocated(
+        has_pool(*stream) ? gpu::allocate_in_order(memory, size, stream->raw) : gpu::allocate(memory, size),
+        stream->device, bytes);
+  });
+}
+
+Status deallocate_in_order(StreamHandle* stream, void* memory) {
+  return guarded([&] {
+    use(stream->device);
+    check(has_pool(*stream) ? gpu::deallocate_in_order(memory, stream->raw) : gpu::deallocate(memory),
+          "freeing memory");
+  });
+}
+
+Status device_synchronize(int32_t index) {
+  return guarded([&] {
+    use(index);
+    check(gpu::device_synchronize(), "waiting for the device");
   });
 }
 
@@ -212,16 +261,27 @@ Status stream_native(StreamHandle* stream, void** native) {
   return Status::ok;
 }
 
-Status foreign_wait(StreamHandle* stream, void* native) {
+// `waiting` starts what it gets from now on after what `other` has been given so far.
+Status order(int device, gpu::Stream waiting, gpu::Stream other, const char* what) {
   return guarded([&] {
-    use(stream->device);
+    use(device);
     gpu::Event event{};
     check(gpu::event_create(&event), "creating an event");
-    int code = gpu::event_record(event, stream->raw);
-    if (code == 0) code = gpu::stream_wait(static_cast<gpu::Stream>(native), event);
+    int code = gpu::event_record(event, other);
+    if (code == 0) code = gpu::stream_wait(waiting, event);
     gpu::event_destroy(event);  // the wait keeps what it needs
-    check(code, "making another library's stream wait");
+    check(code, what);
   });
+}
+
+Status foreign_wait(StreamHandle* stream, void* native) {
+  return order(stream->device, static_cast<gpu::Stream>(native), stream->raw,
+               "making another library's stream wait");
+}
+
+Status wait_foreign(StreamHandle* stream, void* native) {
+  return order(stream->device, stream->raw, static_cast<gpu::Stream>(native),
+               "waiting for another library's stream");
 }
 
 Status graph_begin(StreamHandle* stream) {
@@ -300,6 +360,10 @@ const Runtime& runtime_table() {
       .stream_native = stream_native,
       .foreign_wait = foreign_wait,
       .stream_borrow = stream_borrow,
+      .allocate_in_order = allocate_in_order,
+      .deallocate_in_order = deallocate_in_order,
+      .wait_foreign = wait_foreign,
+      .device_synchronize = device_synchronize,
   };
   return kRuntime;
 }

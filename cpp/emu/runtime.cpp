@@ -74,15 +74,28 @@ Status device_properties(int32_t index, DeviceProperties* p) {
   });
 }
 
+void submit(StreamHandle* stream, Work work) {
+  static const bool at_once = [] {
+    const char* text = std::getenv("TRIVIUM_SYNC");
+    return text && *text == '1';
+  }();
+  queue(stream, std::move(work));
+  if (at_once && !stream->recording) drain(stream);
+}
+
+void* allocate_checked(int32_t index, int64_t bytes) {
+  const int64_t available = total_memory() - allocated_bytes(index);
+  if (bytes > available)
+    throw OutOfMemory(concat("needs ", bytes >> 20, " MiB of device memory; ", available >> 20,
+                             " MiB are free on ", kModel.name, ':', index));
+  return allocate_device(index, bytes);
+}
+
 Status allocate(int32_t index, int64_t bytes, void** memory) {
   return locked([&] {
     check_device(index);
     check_no_recording("allocate");
-    const int64_t available = total_memory() - allocated_bytes(index);
-    if (bytes > available)
-      throw OutOfMemory(concat("needs ", bytes >> 20, " MiB of device memory; ", available >> 20,
-                               " MiB are free on ", kModel.name, ':', index));
-    *memory = allocate_device(index, bytes);
+    *memory = allocate_checked(index, bytes);
   });
 }
 
@@ -90,8 +103,36 @@ Status allocate(int32_t index, int64_t bytes, void** memory) {
 Status deallocate(int32_t, void* memory) {
   return locked([&] {
     check_no_recording("deallocate");
+    g_waits += work_is_pending();
     drain_all();
     if (memory) deallocate_device(memory);
+  });
+}
+
+// What other streams write before `stream` has reached the allocation is lost: they did not wait for it.
+Status allocate_in_order(StreamHandle* stream, int64_t bytes, void** memory) {
+  return locked([&] {
+    check_no_recording("allocate");
+    if (bytes > total_memory() - allocated_bytes(stream->device)) drain_all();  // what is being given back
+    *memory = allocate_checked(stream->device, bytes);
+    submit(stream,
+           {.run = [p = *memory, bytes] { fill_pattern(p, static_cast<size_t>(bytes), kUnwrittenGlobal); }});
+  });
+}
+
+Status deallocate_in_order(StreamHandle* stream, void* memory) {
+  return locked([&] {
+    check_no_recording("deallocate");
+    submit(stream, {.run = [memory] { deallocate_device(memory); }});
+  });
+}
+
+Status device_synchronize(int32_t) {
+  ++g_waits;
+  return locked([&] {
+    drain_all();
+    for (StreamHandle* stream : all_streams())
+      if (!stream->error.empty()) throw DeviceError(std::exchange(stream->error, {}));
   });
 }
 
@@ -199,15 +240,6 @@ Work copy_work(void* to, const void* from, int64_t bytes) {
                 });
                 if (*checked) *expected = hash(from, bytes);
               }};
-}
-
-void submit(StreamHandle* stream, Work work) {
-  static const bool at_once = [] {
-    const char* text = std::getenv("TRIVIUM_SYNC");
-    return text && *text == '1';
-  }();
-  queue(stream, std::move(work));
-  if (at_once && !stream->recording) drain(stream);
 }
 
 Status copy(int32_t, StreamHandle* stream, void* to, const void* from, int64_t bytes) {
@@ -354,7 +386,10 @@ const Runtime kRuntime{.struct_size = sizeof(Runtime),
                        .graph_begin = graph_begin,
                        .graph_end = graph_end,
                        .graph_launch = graph_launch,
-                       .graph_destroy = graph_destroy};
+                       .graph_destroy = graph_destroy,
+                       .allocate_in_order = allocate_in_order,
+                       .deallocate_in_order = deallocate_in_order,
+                       .device_synchronize = device_synchronize};
 
 }  // namespace trivium::emu
 

@@ -17,12 +17,14 @@ struct RawStream;  // ihipStream_t
 struct RawEvent;
 struct RawGraph;
 struct RawGraphExec;
+struct RawPool;  // ihipMemPoolHandle_t
 
 inline constexpr int kHipSuccess = 0, kHipOutOfMemory = 2;
 inline constexpr int kHipMemcpyDefault = 4;
 inline constexpr unsigned kHipStreamNonBlocking = 1;
 inline constexpr unsigned kHipHostMallocPortable = 1;
 inline constexpr int kHipCaptureThreadLocal = 1;
+inline constexpr int kHipPoolReleaseThreshold = 4;
 
 struct HipApi {
   int (*hipGetDeviceCount)(int* count);
@@ -32,6 +34,11 @@ struct HipApi {
   int (*hipMemGetInfo)(size_t* free, size_t* total);
   int (*hipMalloc)(void** memory, size_t bytes);
   int (*hipFree)(void* memory);
+  int (*hipMallocAsync)(void** memory, size_t bytes, RawStream* stream);
+  int (*hipFreeAsync)(void* memory, RawStream* stream);
+  int (*hipDeviceGetDefaultMemPool)(RawPool** pool, int device);
+  int (*hipMemPoolSetAttribute)(RawPool* pool, int attribute, void* value);
+  int (*hipDeviceSynchronize)();
   int (*hipHostMalloc)(void** memory, size_t bytes, unsigned flags);
   int (*hipHostFree)(void* memory);
   int (*hipMemcpyAsync)(void* to, const void* from, size_t bytes, int kind, RawStream* stream);

@@ -68,6 +68,11 @@ std::string load_memory_and_streams(void* library, HipApi& api) {
   find(library, api.hipMemGetInfo, "hipMemGetInfo", missing);
   find(library, api.hipMalloc, "hipMalloc", missing);
   find(library, api.hipFree, "hipFree", missing);
+  find(library, api.hipMallocAsync, "hipMallocAsync", missing);
+  find(library, api.hipFreeAsync, "hipFreeAsync", missing);
+  find(library, api.hipDeviceGetDefaultMemPool, "hipDeviceGetDefaultMemPool", missing);
+  find(library, api.hipMemPoolSetAttribute, "hipMemPoolSetAttribute", missing);
+  find(library, api.hipDeviceSynchronize, "hipDeviceSynchronize", missing);
   find(library, api.hipHostMalloc, "hipHostMalloc", missing);
   find(library, api.hipHostFree, "hipHostFree", missing);
   find(library, api.hipMemcpyAsync, "hipMemcpyAsync", missing);

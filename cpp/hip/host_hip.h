@@ -33,6 +33,16 @@ inline int allocate_host(void** memory, size_t bytes) {
   return hip_api().hipHostMalloc(memory, bytes, kHipHostMallocPortable);
 }
 inline int deallocate_host(void* memory) { return hip_api().hipHostFree(memory); }
+inline int keep_in_pool(int index, uint64_t bytes) {
+  RawPool* pool = nullptr;
+  const int code = hip_api().hipDeviceGetDefaultMemPool(&pool, index);
+  return code ? code : hip_api().hipMemPoolSetAttribute(pool, kHipPoolReleaseThreshold, &bytes);
+}
+inline int allocate_in_order(void** memory, size_t bytes, Stream stream) {
+  return hip_api().hipMallocAsync(memory, bytes, stream);
+}
+inline int deallocate_in_order(void* memory, Stream stream) { return hip_api().hipFreeAsync(memory, stream); }
+inline int device_synchronize() { return hip_api().hipDeviceSynchronize(); }
 inline int copy(void* to, const void* from, size_t bytes, Stream stream) {
   return hip_api().hipMemcpyAsync(to, from, bytes, kHipMemcpyDefault, stream);
 }

@@ -78,12 +78,18 @@ class Layer {
 };
 
 // What a backward needs of its forward.
+//
+// Calls on a GPU return before their work is done: results are queued on the device's default stream, where
+// ops, Tensor::to and DLPack find them. The host is waited for in four places: rows of a row-sparse gradient
+// are counted, given indices of fill_outputs and of a Saved that is not `unchanged` are checked, and decode
+// copies its slots and positions.
 struct Saved {
   Tensor index, min_delta, min_index;           // [B, (S,) Nt]
   Tensor pe_index, pe_min_delta, pe_min_index;  // [S - 1, Nt]
   Tensor x, pe;                                 // product mode recomputes its addresses
   int64_t batch = 0, length = 1;
   int64_t num_anchors = 0, positional_dim = 0;  // of the layer whose addresses these are; 0: not known
+  bool unchanged = false;  // as forward gave it; clear it when you change a value
 };
 
 struct Forward {

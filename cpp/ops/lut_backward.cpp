@@ -29,7 +29,7 @@ struct Pass {
   int64_t rows() const { return saved.batch * saved.length; }
   bool has_pe() const { return layer.options().positional_dim > 0; }
   Tensor accumulators(const Shape& shape) const {
-    return Tensor::empty(shape, fixed() ? Dtype::i64 : Dtype::f32, layer.device());
+    return work.buffer(shape, fixed() ? Dtype::i64 : Dtype::f32);
   }
   bool wants_weights() const { return options.policy != WeightPolicy::none; }
   // Internal updates follow the gradient of x, which needs the old weights.
@@ -74,8 +74,7 @@ void check(const Pass& p) {
 // The marks of the addressed rows, on the device.
 Tensor mark_rows(const Pass& p) {
   const Layer& layer = p.layer;
-  Tensor marks =
-      Tensor::empty({layer.num_tables() * lut_mark_words(layer.cells())}, Dtype::i32, layer.device());
+  Tensor marks = p.work.buffer({layer.num_tables() * lut_mark_words(layer.cells())}, Dtype::i32);
   LutMarkRowsArgs args{};
   args.marks = reinterpret_cast<uint32_t*>(marks.data_as<int32_t>());
   args.num_tables = layer.num_tables(), args.cells = layer.cells();
@@ -83,7 +82,7 @@ Tensor mark_rows(const Pass& p) {
   if (args.kind == 0) args.index = p.saved.index.data_as<int32_t>(), args.rows = p.rows();
   if (args.kind == 1) args.sequence = sequence_of(layer, p.saved);
   if (args.kind == 2) args.product = product_args(layer, p.weights, p.saved).product;
-  call_kernel(layer.device(), &Kernels::lut_mark_rows, "lut_mark_rows", nullptr, args);
+  p.work.run_first(&Kernels::lut_mark_rows, "lut_mark_rows", args);
   return marks;
 }
 
@@ -99,7 +98,7 @@ int64_t place_sparse_rows(Pass& p) {
     starts.data_as<int64_t>()[k] = size;
     size += at[list + 1] - at[list];
   }
-  p.starts = starts.to(p.layer.device());
+  p.starts = p.work.put(starts);
   p.target.places.starts = p.starts.data_as<int64_t>();
   return size;
 }
@@ -120,7 +119,7 @@ void find_rows(Pass& p) {
       for (uint32_t left = marks[k]; left; left &= left - 1) *to++ = first + std::countr_zero(left);
     }
   });
-  p.ranks = ranks.to(p.layer.device());
+  p.ranks = p.work.put(ranks);
   const auto* on_device = reinterpret_cast<const uint32_t*>(p.marks.data_as<int32_t>());
   p.target.places = {on_device, p.ranks.data_as<int64_t>(), nullptr};
   const bool sparse = p.layer.options().pointers.numel() > 0;
@@ -150,7 +149,7 @@ void set_target(Pass& p) {
 // Scatters delta [rows, Nt] into gx on stream 0.
 void propagate(Pass& p) {
   const int64_t inputs = p.layer.options().inputs;
-  if (p.fixed()) p.sums = Tensor::empty({p.rows(), inputs}, Dtype::i64, p.layer.device());
+  if (p.fixed()) p.sums = p.work.buffer({p.rows(), inputs}, Dtype::i64);
   const LutPropagateArgs args{.anchors = p.layer.anchors().data_as<int32_t>(),
                               .min_index = p.saved.min_index.data_as<int32_t>(),
                               .delta = p.delta.data(),
@@ -240,8 +239,8 @@ void fused(Pass& p) {
 void staged_rows(Pass& p) {
   LutStagedArgs a = staged_args(p.layer, p.weights, p.saved);
   const int64_t detectors = p.rows() * p.layer.num_tables();
-  p.events = Tensor::empty({detectors * 2 * a.groups, 16}, Dtype::u8, p.layer.device());
-  p.dots = Tensor::empty({detectors, 2}, Dtype::f32, p.layer.device());
+  p.events = p.work.buffer({detectors * 2 * a.groups, 16}, Dtype::u8);
+  p.dots = p.work.buffer({detectors, 2}, Dtype::f32);
   a.events = static_cast<LutEvent*>(p.events.data());
   a.dots = p.dots.data_as<float>();
   a.gy = p.gy.data_as<float>();
@@ -267,10 +266,10 @@ void staged_sequence(Pass& p) {
   LutStagedArgs a = staged_args(p.layer, p.weights, p.saved);
   const int64_t cells = p.layer.cells(), detectors = p.rows() * p.layer.num_tables();
   const int64_t pairs = p.saved.batch * p.layer.num_tables() * p.saved.length * (p.saved.length - 1) / 2;
-  p.stat = Tensor::empty({detectors, cells}, Dtype::i32, p.layer.device());
-  p.events = Tensor::empty({pairs, 16}, Dtype::u8, p.layer.device());
-  p.alternatives = Tensor::empty({2 * pairs, 16}, Dtype::u8, p.layer.device());
-  p.dots = Tensor::empty({detectors, cells}, Dtype::f32, p.layer.device());
+  p.stat = p.work.buffer({detectors, cells}, Dtype::i32);
+  p.events = p.work.buffer({pairs, 16}, Dtype::u8);
+  p.alternatives = p.work.buffer({2 * pairs, 16}, Dtype::u8);
+  p.dots = p.work.buffer({detectors, cells}, Dtype::f32);
   a.firing_stat = p.stat.data_as<int32_t>();
   a.events = static_cast<LutEvent*>(p.events.data());
   a.alternatives = static_cast<LutEvent*>(p.alternatives.data());
@@ -302,13 +301,13 @@ void product(Pass& p) {
   a.gy = p.gy.data_as<float>();
   a.gx = p.options.need_x ? p.out.gx.data_as<float>() : nullptr;
   if (a.gx) {
-    if (p.fixed()) p.sums = Tensor::empty(p.out.gx.shape(), Dtype::i64, p.layer.device());
+    if (p.fixed()) p.sums = p.work.buffer(p.out.gx.shape(), Dtype::i64);
     a.sums = p.fixed() ? p.sums.data_as<int64_t>() : nullptr;
     p.work.run(0, "gather_x_gradients_by_product", &Kernels::lut_product_backward, "lut_product_backward", a);
   }
   a.gx = nullptr;
   if (p.has_pe()) {
-    if (p.fixed()) p.pe_delta = Tensor::empty(p.out.gpe.shape(), Dtype::i64, p.layer.device());
+    if (p.fixed()) p.pe_delta = p.work.buffer(p.out.gpe.shape(), Dtype::i64);
     a.sums = p.fixed() ? p.pe_delta.data_as<int64_t>() : nullptr;
     a.gpe = p.out.gpe.data_as<float>();
     p.work.run(0, "gather_pe_gradients_by_product", &Kernels::lut_product_backward, "lut_product_backward",
@@ -324,10 +323,9 @@ void product(Pass& p) {
 
 void normalize(Pass& p, Tensor& values) {
   if (!values.numel()) return;
-  const Tensor scratch = Tensor::empty({kLutNormalizeParts + 1}, Dtype::f32, p.layer.device());
+  const Tensor scratch = p.work.buffer({kLutNormalizeParts + 1}, Dtype::f32);
   const LutNormalizeArgs args{values.data_as<float>(), scratch.data_as<float>(), values.numel()};
   p.work.run(0, "normalize", &Kernels::lut_normalize, "lut_normalize", args);
-  p.work.finish();
 }
 
 }  // namespace
@@ -345,19 +343,20 @@ Gradients backward(const Layer& layer, const Tensor& weights, const Tensor& gy, 
   const AdmittedIndices admitted(layer, p.saved, work);
   p.saved = admitted.saved();
   // An update writes into the caller's weights; rows wait for the device in any case, which says how many.
-  if (options.policy == WeightPolicy::internal || options.policy == WeightPolicy::rows)
-    admitted.wait_and_check(work);
+  const bool checks_first = options.policy == WeightPolicy::internal || options.policy == WeightPolicy::rows;
+  if (!saved.unchanged && checks_first) admitted.check();
   const LayerOptions& o = layer.options();
   if (options.need_x)
-    p.out.gx = Tensor::empty(
+    p.out.gx = work.buffer(
         layer.is_sequence() ? Shape{saved.batch, saved.length, o.inputs} : Shape{saved.batch, o.inputs},
-        Dtype::f32, layer.device());
-  if (p.has_pe()) p.out.gpe = Tensor::empty(layer.pe_shape(), Dtype::f32, layer.device());
+        Dtype::f32);
+  if (p.has_pe()) p.out.gpe = work.buffer(layer.pe_shape(), Dtype::f32);
   if (!layer.is_product()) {
     p.delta = p.accumulators({p.rows(), layer.num_tables()});
     if (p.has_pe()) p.pe_delta = p.accumulators({saved.batch, saved.length - 1, layer.num_tables()});
   }
   set_target(p);
+  const Operation operation(work);
   if (layer.is_product())
     product(p);
   else if (staged && layer.is_sequence())
@@ -366,12 +365,11 @@ Gradients backward(const Layer& layer, const Tensor& weights, const Tensor& gy, 
     staged_rows(p);
   else
     fused(p);
-  work.finish();
-  admitted.check();
   if (options.normalized) {
     normalize(p, p.out.gw);
     normalize(p, p.out.gpe);
   }
+  if (!saved.unchanged && !checks_first) admitted.check();
   return std::move(p.out);
 }
 

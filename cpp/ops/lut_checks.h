@@ -53,13 +53,12 @@ void check_saved(const Layer& layer, const Saved& s);  // all but the values
 // Saved tensors may come back from a caller who kept them, or made them. The constructor looks at every
 // index, before anything else runs: on the CPU one outside of its range is an error there. A device does not
 // stop the host for that: its kernels get a copy in which such an index is replaced by one that exists, and
-// check(), after the work is done, refuses the result.
+// check() waits for the device to say whether there was one.
 class AdmittedIndices {
  public:
   AdmittedIndices(const Layer& layer, const Saved& s, Workspace& work);
   const Saved& saved() const { return saved_; }
   void check() const;
-  void wait_and_check(Workspace& work) const;
 
  private:
   struct Side {

@@ -8,20 +8,32 @@ namespace trivium::lut {
 
 namespace {
 
-// check_detectors of `rows` rows of x on stream 0.
-void detect(const Layer& layer, const Tensor& x, int64_t rows, const Shape& shape, bool training,
-            Saved& saved, Workspace& work) {
-  saved.index = Tensor::empty(shape, Dtype::i32, layer.device());
+// Where the detectors of x's rows, `shape`, and of `distances` embeddings leave their results.
+void make_room(const Layer& layer, const Shape& shape, int64_t distances, bool training, Saved& saved,
+               Workspace& work) {
+  saved.index = work.buffer(shape, Dtype::i32);
   if (training) {
-    saved.min_delta = Tensor::empty(shape, Dtype::f32, layer.device());
-    saved.min_index = Tensor::empty(shape, Dtype::i32, layer.device());
+    saved.min_delta = work.buffer(shape, Dtype::f32);
+    saved.min_index = work.buffer(shape, Dtype::i32);
   }
+  if (layer.options().positional_dim == 0) return;
+  const Shape pe_shape{distances, layer.num_tables()};
+  saved.pe_index = work.buffer(pe_shape, Dtype::i32);
+  if (training) {
+    saved.pe_min_delta = work.buffer(pe_shape, Dtype::f32);
+    saved.pe_min_index = work.buffer(pe_shape, Dtype::i32);
+  }
+}
+
+// check_detectors on stream 0.
+void detect(const Layer& layer, const Tensor& x, Saved& saved, Workspace& work) {
+  const bool training = saved.min_index.defined();
   const LutDetectArgs args{.x = x.data_as<float>(),
                            .anchors = layer.anchors().data_as<int32_t>(),
                            .index = saved.index.data_as<int32_t>(),
                            .min_delta = training ? saved.min_delta.data_as<float>() : nullptr,
                            .min_index = training ? saved.min_index.data_as<int32_t>() : nullptr,
-                           .rows = rows,
+                           .rows = saved.index.numel() / layer.num_tables(),
                            .inputs = layer.options().inputs,
                            .num_tables = layer.num_tables(),
                            .num_anchors = layer.num_anchors(),
@@ -30,20 +42,15 @@ void detect(const Layer& layer, const Tensor& x, int64_t rows, const Shape& shap
            &Kernels::lut_check_detectors, "lut_check_detectors", args);
 }
 
-// check_positional_embeddings of the first `distances` rows on stream 1, joined by stream 0.
-void detect_pe(const Layer& layer, const Tensor& pe, int64_t distances, bool training, Saved& saved,
-               Workspace& work) {
-  const Shape shape{distances, layer.num_tables()};
-  saved.pe_index = Tensor::empty(shape, Dtype::i32, layer.device());
-  if (training) {
-    saved.pe_min_delta = Tensor::empty(shape, Dtype::f32, layer.device());
-    saved.pe_min_index = Tensor::empty(shape, Dtype::i32, layer.device());
-  }
+// check_positional_embeddings on stream 1, joined by stream 0.
+void detect_pe(const Layer& layer, const Tensor& pe, Saved& saved, Workspace& work) {
+  if (layer.options().positional_dim == 0) return;
+  const bool training = saved.pe_min_index.defined();
   const LutDetectPeArgs args{.pe = pe.data_as<float>(),
                              .index = saved.pe_index.data_as<int32_t>(),
                              .min_delta = training ? saved.pe_min_delta.data_as<float>() : nullptr,
                              .min_index = training ? saved.pe_min_index.data_as<int32_t>() : nullptr,
-                             .distances = distances,
+                             .distances = saved.pe_index.dim(0),
                              .num_tables = layer.num_tables(),
                              .num_pe = layer.options().positional_dim,
                              .cmp_eps = layer.options().cmp_eps,
@@ -70,7 +77,7 @@ void fill_outputs(const Layer& layer, const Tensor& weights, const Tensor& index
 void staged_rows(const Layer& layer, const Tensor& weights, const Saved& saved, Tensor& y, Workspace& work,
                  Tensor& events) {
   LutStagedArgs a = staged_args(layer, weights, saved);
-  events = Tensor::empty({saved.batch * layer.num_tables() * a.groups, 16}, Dtype::u8, layer.device());
+  events = work.buffer({saved.batch * layer.num_tables() * a.groups, 16}, Dtype::u8);
   a.events = static_cast<LutEvent*>(events.data());
   a.y = y.data_as<float>();
   run_stage(work, 0, a, LutStage::fire_detectors, "fire_detectors");
@@ -81,9 +88,8 @@ void staged_sequence(const Layer& layer, const Tensor& weights, const Saved& sav
                      Workspace& work, Tensor& stat, Tensor& events) {
   LutStagedArgs a = staged_args(layer, weights, saved);
   const int64_t pairs = saved.batch * layer.num_tables() * saved.length * (saved.length - 1) / 2;
-  stat = Tensor::empty({saved.batch * saved.length, layer.num_tables(), layer.cells()}, Dtype::i32,
-                       layer.device());
-  events = Tensor::empty({pairs, 16}, Dtype::u8, layer.device());
+  stat = work.buffer({saved.batch * saved.length, layer.num_tables(), layer.cells()}, Dtype::i32);
+  events = work.buffer({pairs, 16}, Dtype::u8);
   a.firing_stat = stat.data_as<int32_t>();
   a.events = static_cast<LutEvent*>(events.data());
   a.y = y.data_as<float>();
@@ -124,19 +130,25 @@ Forward forward(const Layer& layer, const Tensor& weights, const Tensor& x, cons
   f.saved.length = layer.is_sequence() ? x.dim(1) : 1;
   f.saved.num_anchors = layer.num_anchors();
   f.saved.positional_dim = layer.options().positional_dim;
+  f.saved.unchanged = true;
   const int64_t rows = f.saved.batch * f.saved.length, outputs = layer.options().outputs;
-  f.y = Tensor::empty(
+  f.y = work.buffer(
       layer.is_sequence() ? Shape{f.saved.batch, f.saved.length, outputs} : Shape{f.saved.batch, outputs},
-      Dtype::f32, layer.device());
+      Dtype::f32);
   Tensor stat, events;
   if (layer.is_product()) {
     f.saved.x = x;
     f.saved.pe = pe;
   } else {
-    const Shape shape = layer.is_sequence() ? Shape{f.saved.batch, f.saved.length, layer.num_tables()}
-                                            : Shape{rows, layer.num_tables()};
-    detect(layer, x, rows, shape, training, f.saved, work);
-    if (layer.options().positional_dim > 0) detect_pe(layer, pe, f.saved.length - 1, training, f.saved, work);
+    make_room(layer,
+              layer.is_sequence() ? Shape{f.saved.batch, f.saved.length, layer.num_tables()}
+                                  : Shape{rows, layer.num_tables()},
+              f.saved.length - 1, training, f.saved, work);
+  }
+  const Operation operation(work);
+  if (!layer.is_product()) {
+    detect(layer, x, f.saved, work);
+    detect_pe(layer, pe, f.saved, work);
   }
   if (!layer.is_sequence() && staged)
     staged_rows(layer, weights, f.saved, f.y, work, events);
@@ -146,7 +158,6 @@ Forward forward(const Layer& layer, const Tensor& weights, const Tensor& x, cons
     staged_sequence(layer, weights, f.saved, f.y, work, stat, events);
   else
     sequence_forward(layer, weights, f.saved, f.y, work);
-  work.finish();
   return f;
 }
 
@@ -163,9 +174,9 @@ Tensor fill_outputs(const Layer& layer, const Tensor& weights, const Tensor& ind
   for (const int32_t cell : cells) least = std::min(least, cell), largest = std::max(largest, cell);
   TRIVIUM_CHECK(least >= 0 && largest < layer.cells(), "lut fill_outputs: index holds ",
                 least < 0 ? least : largest, ", expected 0 to ", layer.cells() - 1);
-  Tensor y = Tensor::empty({index.dim(0), layer.options().outputs}, Dtype::f32, layer.device());
+  Tensor y = work.buffer({index.dim(0), layer.options().outputs}, Dtype::f32);
+  const Operation operation(work);
   fill_outputs(layer, weights, index, index.dim(0), y, work);
-  work.finish();
   return y;
 }
 
@@ -210,11 +221,13 @@ Tensor decode(const Layer& layer, const Tensor& weights, const Tensor& x, const 
   const int64_t most = rows_of.empty() ? 0 : *std::max_element(rows_of.begin(), rows_of.end());
   TRIVIUM_CHECK(most <= cache.ring - window, "lut decode: ", most,
                 " rows of one slot in a step, the cache was made for ", cache.ring - window);
+  const Tensor device_slots = work.put(slots), device_positions = work.put(positions);
+  Tensor y = work.buffer({rows, layer.options().outputs}, Dtype::f32);
   Saved saved;
-  detect(layer, x, rows, {rows, layer.num_tables()}, false, saved, work);
-  if (layer.options().positional_dim > 0) detect_pe(layer, pe, window, false, saved, work);
-  const Tensor device_slots = slots.to(layer.device()), device_positions = positions.to(layer.device());
-  Tensor y = Tensor::empty({rows, layer.options().outputs}, Dtype::f32, layer.device());
+  make_room(layer, {rows, layer.num_tables()}, window, false, saved, work);
+  const Operation operation(work);
+  detect(layer, x, saved, work);
+  detect_pe(layer, pe, saved, work);
   const LutDecodeArgs args{.table = layer.table(weights.data_as<float>()),
                            .index = saved.index.data_as<int32_t>(),
                            .slots = device_slots.data_as<int32_t>(),
@@ -230,7 +243,6 @@ Tensor decode(const Layer& layer, const Tensor& weights, const Tensor& x, const 
                            .num_pe = static_cast<int32_t>(layer.options().positional_dim),
                            .accumulate = 0};
   work.run(0, "decode", &Kernels::lut_decode, "lut_decode", args);
-  work.finish();
   return y;
 }
 

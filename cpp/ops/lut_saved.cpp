@@ -46,13 +46,12 @@ AdmittedIndices::AdmittedIndices(const Layer& layer, const Saved& s, Workspace& 
 void AdmittedIndices::admit(Side side, Tensor& index, Tensor& min_index, const int32_t* anchors,
                             Workspace& work) {
   if (!side.index.numel()) return;
-  const Device device = work.device();
-  const bool copies = device.kind != DeviceKind::cpu;
+  const bool copies = work.device().kind != DeviceKind::cpu;
   if (copies) {
-    index = Tensor::empty(side.index.shape(), Dtype::i32, device);
-    min_index = Tensor::empty(side.min_index.shape(), Dtype::i32, device);
+    index = work.buffer(side.index.shape(), Dtype::i32);
+    min_index = work.buffer(side.min_index.shape(), Dtype::i32);
   }
-  side.refused = Tensor::empty({2, kLutAdmitParts}, Dtype::i64, device);
+  side.refused = work.buffer({2, kLutAdmitParts}, Dtype::i64);
   const LutAdmitArgs args{.index = side.index.data_as<int32_t>(),
                           .min_index = side.min_index.data_as<int32_t>(),
                           .anchors = anchors,
@@ -84,12 +83,6 @@ void AdmittedIndices::check() const {
                                    lowest <= value && value <= highest ? " and a pair that is used" : ""));
     }
   }
-}
-
-void AdmittedIndices::wait_and_check(Workspace& work) const {
-  if (work.device() == Device{}) return;  // the constructor has checked
-  work.wait();
-  check();
 }
 
 }  // namespace trivium::lut

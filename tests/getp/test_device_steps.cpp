@@ -1,25 +1,13 @@
 // What a scheduler's step asks of a device: how often the host waits, and what a step that failed leaves.
-#include <dlfcn.h>
-
 #include <functional>
 #include <map>
 
 #include "getp/scheduler.h"
 #include "models/tiny_checkpoint.h"
+#include "support/waits.h"
 
 namespace trivium::testing {
 namespace {
-
-// How often the host has waited for the emulated device: its module's own count.
-int64_t waits() {
-  Dl_info module{};
-  dladdr(reinterpret_cast<void*>(runtime(test_device()).stream_synchronize), &module);
-  void* library = dlopen(module.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-  void* found = library ? dlsym(library, "trivium_emu_waits") : nullptr;
-  if (library) dlclose(library);
-  if (!found) throw Error("the emulator does not count its waits");
-  return reinterpret_cast<int64_t (*)()>(found)();
-}
 
 std::vector<getp::Request> some_requests() {
   std::vector<getp::Request> requests;
@@ -52,9 +40,9 @@ TEST(DeviceSteps, AStepWaitsForTheDeviceOnce) {
   const TinyCheckpoint checkpoint;
   int64_t steps = 0;
   run(checkpoint.load(Precision::bfloat16), [&](getp::Scheduler& scheduler) {
-    const int64_t before = waits();
+    const int64_t before = device_waits();
     scheduler.step();
-    EXPECT_EQ(waits() - before, 1) << "step " << steps;
+    EXPECT_EQ(device_waits() - before, 1) << "step " << steps;
     ++steps;
   });
   EXPECT_EQ(steps, 11);  // the prompts together, then up to ten decode steps

@@ -279,8 +279,9 @@ Tensor with_value(const Tensor& saved, int64_t at, int32_t value) {
   return host.to(test_device());
 }
 
-void expect_refused(const LutCase& c, const lut::Saved& saved, const std::vector<std::string>& parts) {
+void expect_refused(const LutCase& c, lut::Saved saved, const std::vector<std::string>& parts) {
   using Policy = lut::WeightPolicy;
+  saved.unchanged = false;
   const Tensor w = c.weights(), gy = c.gy.to(test_device());
   const auto before = values_of<float>(w);
   for (const Policy policy : {Policy::none, Policy::dense, Policy::rows, Policy::internal})
@@ -334,7 +335,21 @@ TEST(LutErrors, ALargeSavedIndexIsScannedToItsEnd) {
   auto saved = c.forward().saved;
   const int64_t last = saved.index.numel() - 1;
   saved.index = with_value(saved.index, last, 4);
+  saved.unchanged = false;
   expect_error([&] { c.backward(saved); }, {"saved index of row 19999, table 6 is 4"});
+}
+
+// The CPU looks in any case; a device replaces what would lead a kernel out of its tables.
+TEST(LutErrors, ASavedThatIsNotUnchangedLeadsNoKernelAstray) {
+  const LutCase c(rows_layer(5, 3, 2, 4), 4, 1);
+  auto saved = c.forward().saved;
+  ASSERT_TRUE(saved.unchanged);
+  saved.index = with_value(saved.index, 7, 1 << 28);
+  saved.min_index = with_value(saved.min_index, 3, -7);
+  if (is_gpu(test_device().kind))
+    EXPECT_NO_THROW(c.backward(saved).gw.to(Device{}));
+  else
+    expect_error([&] { c.backward(saved); }, {"saved index of row 2, table 1"});
 }
 
 TEST(LutErrors, DecodeArguments) {
