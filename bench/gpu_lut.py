@@ -4,9 +4,9 @@
 
 The model (812.7 M parameters): 256 bytes, 32 channels, 32 positions, 6 layers of 4 heads of 16 tables with 6 pairs
 and 4 bits of distance, feed-forward layers and unembedder of 16 tables with 10 pairs; 128 sequences a step, tables
-updated inside the backward pass. Two figures: the LUT layers alone, which take and give tensors on the device (every
-call waits for its end), and, where torch has the device, the whole step with residual additions, cross-entropy and
-the update of the embeddings of distances. The bound counts each addressed row once for every use: 1 read forward, 2
+updated inside the backward pass. Two figures: the LUT layers alone, which take and give tensors on the device (calls
+are queued, the host waits for the last), and, where torch has the device, the whole step with residual additions,
+cross-entropy and the update of the embeddings of distances. The bound counts each addressed row once for every use: 1 read forward, 2
 backward for x, 1 read and 1 write for the weights. --small is a tiny model, on which any device, the emulated ones
 too, can try the script; its times mean nothing and are not written.
 """
@@ -120,13 +120,17 @@ class WholeStep:
             sys.exit("bench/gpu_lut.py: the loss is not finite")
 
 
-def milliseconds(work, rounds: int) -> dict:
+def milliseconds(work, rounds: int, device: str) -> dict:
+    import trivium
+
     for _ in range(3):
         work()
+    trivium.synchronize(device)
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         work()
+        trivium.synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
     times.sort()
     return {
@@ -163,20 +167,20 @@ def measure(a: argparse.Namespace) -> dict:
         "parameters": model.num_parameters(),
         "tokens": batch * config["context_size"],
         "row_gigabytes": traffic_bytes(config, batch) / 1e9,
-        "forward_ms": milliseconds(layers.forward, a.rounds),
-        "backward_ms": milliseconds(layers.backward, a.rounds),
+        "forward_ms": milliseconds(layers.forward, a.rounds, a.device),
+        "backward_ms": milliseconds(layers.backward, a.rounds, a.device),
     }
 
     def step() -> None:
         layers.forward()
         layers.backward()
 
-    figures["layers_ms"] = milliseconds(step, a.rounds)
+    figures["layers_ms"] = milliseconds(step, a.rounds, a.device)
     if a.bandwidth:
         figures["bound_ms"] = figures["row_gigabytes"] / a.bandwidth * 1e3
         figures["of_bound"] = figures["bound_ms"] / figures["layers_ms"]["median"]
     if not a.no_torch and torch_has(a.device):
-        figures["step_ms"] = milliseconds(WholeStep(model, batch), a.rounds)
+        figures["step_ms"] = milliseconds(WholeStep(model, batch), a.rounds, a.device)
     return figures
 
 

@@ -181,10 +181,12 @@ Tensor deep_copy(const Tensor& tensor) {
   const py::gil_scoped_release release;
   if (!tensor.is_contiguous()) return tensor.contiguous();
   const Tensor out = Tensor::empty(tensor.shape(), tensor.dtype(), tensor.device());
-  const Runtime& r = runtime(tensor.device());
-  if (const Status s = r.copy(tensor.device().index, nullptr, out.data(), tensor.data(), tensor.nbytes());
+  const Device device = tensor.device();
+  StreamHandle* stream = is_gpu(device.kind) ? default_stream(device) : nullptr;
+  if (const Status s = runtime(device).copy(device.index, stream, out.data(), tensor.data(), tensor.nbytes());
       s != Status::ok)
-    throw_status(tensor.device().kind, s);
+    throw_status(device.kind, s);
+  if (stream) synchronize(device, stream);
   return out;
 }
 

@@ -1,6 +1,8 @@
 #include "dlpack.h"
 
 #include <cstring>
+#include <optional>
+#include <vector>
 
 #include "bindings.h"
 #include "core/registry.h"
@@ -63,11 +65,29 @@ Device device_from(DeviceId id) {
   }
 }
 
+thread_local std::vector<const ForeignStream*> g_inside;
+
+// The innermost one of this thread that is over the device.
+const ForeignStream* inside(Device device) {
+  for (size_t i = g_inside.size(); i-- > 0;)
+    if (g_inside[i]->device() == device) return g_inside[i];
+  return nullptr;
+}
+
+// Calls an entry about the default stream of `device`.
+template <class... Args>
+void call_runtime(Device device, Status (*entry)(StreamHandle*, Args...), Args... args) {
+  if (!entry) throw NotImplemented(concat("DLPack streams on ", device));
+  if (const Status s = entry(default_stream(device), args...); s != Status::ok) throw_status(device.kind, s);
+}
+
 // What the exported structs point to; one allocation frees all of it.
 template <class Struct>
 struct Exported {
   Struct managed{};
   Tensor tensor;
+  std::optional<void*> consumer;  // the only stream that uses it
+  bool taken = true;              // by a consumer
   std::array<int64_t, Shape::kMaxRank> shape{}, strides{};
 
   explicit Exported(const Tensor& t) : tensor(t) {
@@ -82,6 +102,16 @@ struct Exported {
                       .byte_offset = 0};
     managed.context = this;
     managed.deleter = [](Struct* self) { delete static_cast<Exported*>(self->context); };
+    if (const ForeignStream* s = inside(t.device())) consumer = s->native();
+  }
+  ~Exported() {
+    const Device device = tensor.device();
+    if (!taken || device_of(tensor).type == kCpu) return;
+    const Runtime& r = runtime(device);  // what fails here fails again, and is said, in the next call
+    if (consumer)
+      r.wait_foreign(default_stream(device), *consumer);
+    else if (r.device_synchronize)
+      r.device_synchronize(device.index);
   }
 };
 
@@ -90,7 +120,8 @@ template <class Struct>
 void destroy_capsule(PyObject* capsule, const char* name) {
   if (!PyCapsule_IsValid(capsule, name)) return;
   auto* managed = static_cast<Struct*>(PyCapsule_GetPointer(capsule, name));
-  if (managed->deleter) managed->deleter(managed);
+  static_cast<Exported<Struct>*>(managed->context)->taken = false;
+  managed->deleter(managed);
 }
 
 template <class Struct>
@@ -103,12 +134,16 @@ PyObject* new_capsule(Exported<Struct>* exported, const char* name, PyCapsule_De
   return capsule;
 }
 
-// Gives a consumed struct back to its producer, which may need the GIL to drop Python objects.
+// Gives a consumed struct back to its producer, which may need the GIL to drop Python objects: after the work
+// that we have queued on it, unless the producer's stream waits for that.
 template <class Struct>
 std::shared_ptr<void> release_later(Struct* managed) {
-  return {managed, [](void* p) {
+  const Device device = device_from(managed->tensor.device);
+  const bool waits = is_gpu(device.kind) && !inside(device);
+  return {managed, [device, waits](void* p) {
             auto* m = static_cast<Struct*>(p);
             if (!m->deleter || !interpreter_alive()) return;
+            if (waits) runtime(device).stream_synchronize(default_stream(device));
             const py::gil_scoped_acquire gil;
             m->deleter(m);
           }};
@@ -147,6 +182,7 @@ void make_consumer_wait(const Tensor& tensor, const py::object& stream) {
   const DeviceId id = device_of(tensor);
   if (id.type == kCpu) {
     TRIVIUM_CHECK(stream.is_none(), "__dlpack__: stream must be None for a tensor on ", tensor.device());
+    if (is_gpu(tensor.device().kind)) synchronize(tensor.device(), default_stream(tensor.device()));
     return;
   }
   const bool rocm = id.type == kRocm;
@@ -157,28 +193,33 @@ void make_consumer_wait(const Tensor& tensor, const py::object& stream) {
   TRIVIUM_CHECK(number > 2 || (rocm ? number == 0 : number == 1 || number == 2), "__dlpack__: stream ",
                 number, " does not exist on ", tensor.device(), "; expected -1, ", rocm ? "0" : "1, 2",
                 " or a pointer");
-  const Runtime& r = runtime(tensor.device());
-  if (!r.foreign_wait) throw NotImplemented(concat("DLPack streams on ", tensor.device()));
-  const Status status = r.foreign_wait(default_stream(tensor.device()), reinterpret_cast<void*>(number));
-  if (status != Status::ok) throw_status(tensor.device().kind, status);
+  call_runtime(tensor.device(), runtime(tensor.device()).foreign_wait, reinterpret_cast<void*>(number));
 }
 
 py::object import_stream(DeviceId id) {
   const Device device = device_from(id);
   if (device.kind == DeviceKind::cpu) return py::none();
-  const Runtime& r = runtime(device);
-  if (!r.stream_native) throw NotImplemented(concat("DLPack streams on ", device));
+  if (inside(device)) return py::int_(-1);  // we wait for its stream already
   void* native = nullptr;
-  if (const Status s = r.stream_native(default_stream(device), &native); s != Status::ok)
-    throw_status(device.kind, s);
+  call_runtime(device, runtime(device).stream_native, &native);
   return py::int_(reinterpret_cast<uintptr_t>(native));
 }
 
 void finish_import(DeviceId id) {
   const Device device = device_from(id);
-  if (device.kind == DeviceKind::cpu) return;
+  if (device.kind == DeviceKind::cpu || inside(device)) return;
   const py::gil_scoped_release release;
   synchronize(device, default_stream(device));
+}
+
+void ForeignStream::enter() {
+  call_runtime(device_, runtime(device_).wait_foreign, native());
+  g_inside.push_back(this);
+}
+
+void ForeignStream::exit() {
+  std::erase(g_inside, this);
+  call_runtime(device_, runtime(device_).foreign_wait, native());
 }
 
 py::capsule to_capsule(const Tensor& tensor, bool versioned, bool copied) {

@@ -68,6 +68,24 @@ void make_consumer_wait(const Tensor& tensor, const pybind11::object& stream);
 pybind11::object import_stream(DeviceId id);
 void finish_import(DeviceId id);
 
+// trivium._core.ForeignStream, a context manager: while a thread is inside, our work on `device` comes after
+// what the other library's stream `native` has been given before, and that stream's later work after ours, by
+// events alone. Tensors of `device` that are imported or exported inside are taken to be used on that stream
+// only; so neither they nor their memory, when it is given back, wait for the host. Outside, where nobody
+// says which streams a consumer uses, exported memory is given back after all work of the device.
+class ForeignStream {
+ public:
+  ForeignStream(Device device, uintptr_t native) : device_(device), native_(native) {}
+  void enter();
+  void exit();
+  Device device() const { return device_; }
+  void* native() const { return reinterpret_cast<void*>(native_); }
+
+ private:
+  Device device_;
+  uintptr_t native_;
+};
+
 // A capsule that shares the tensor's storage. BufferError: a read-only tensor in the unversioned form.
 pybind11::capsule to_capsule(const Tensor& tensor, bool versioned, bool copied);
 

@@ -89,7 +89,8 @@ py::tuple to_tuple(const Shape& shape) {
 std::shared_ptr<lut::Saved> make_saved(const ArrayLike& index, const ArrayLike& min_delta,
                                        const ArrayLike& min_index, const ArrayLike& pe_index,
                                        const ArrayLike& pe_min_delta, const ArrayLike& pe_min_index,
-                                       int64_t batch, int64_t length, const Optional& x, const Optional& pe) {
+                                       int64_t batch, int64_t length, const Optional& x, const Optional& pe,
+                                       bool unchanged) {
   return std::make_shared<lut::Saved>(lut::Saved{.index = index.tensor,
                                                  .min_delta = min_delta.tensor,
                                                  .min_index = min_index.tensor,
@@ -99,7 +100,8 @@ std::shared_ptr<lut::Saved> make_saved(const ArrayLike& index, const ArrayLike& 
                                                  .x = or_absent(x),
                                                  .pe = or_absent(pe),
                                                  .batch = batch,
-                                                 .length = length});
+                                                 .length = length,
+                                                 .unchanged = unchanged});
 }
 
 // A field of a result; [0] where there is nothing.
@@ -116,7 +118,9 @@ void register_saved(py::module_& m) {
       .def(py::init(&make_saved), py::arg("index"), py::arg("min_delta"), py::arg("min_index"),
            py::arg("pe_index"), py::arg("pe_min_delta"), py::arg("pe_min_index"), py::arg("batch"),
            py::arg("length"), py::kw_only(), py::arg("x") = py::none(), py::arg("pe") = py::none(),
-           "Of the tensors of an earlier one; product modes need x and pe alone.")
+           py::arg("unchanged") = false,
+           "Of the tensors of an earlier one; product modes need x and pe alone. unchanged: their values are "
+           "the forward's, and a device is not waited for to check them.")
       .def_property_readonly("index", tensor_of(&lut::Saved::index, Dtype::i32),
                              "int32 [batch, (length,) tables]")
       .def_property_readonly("min_delta", tensor_of(&lut::Saved::min_delta, Dtype::f32),

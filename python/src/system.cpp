@@ -49,6 +49,15 @@ void register_system(py::module_& m) {
   m.def("devices", devices, py::call_guard<py::gil_scoped_release>(),
         "What can be named as `device`: [\"cpu\", \"cuda:0\", ...].");
   m.def(
+      "synchronize",
+      [](const std::string& name) {
+        const Device device = parse_device(name);
+        if (const auto wait = runtime(device).device_synchronize)
+          if (const Status s = wait(device.index); s != Status::ok) throw_status(device.kind, s);
+      },
+      py::arg("device"), py::call_guard<py::gil_scoped_release>(),
+      "Waits until all work on the device is done. Reading a result waits for it by itself.");
+  m.def(
       "build_id", [] { return build_id(); }, "Version and commit of the native library.");
   m.def("cpu_level", cpu_level,
         "Instruction set of the CPU kernels: \"avx512-bf16\", \"avx2\" or \"scalar\".");

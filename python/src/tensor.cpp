@@ -168,6 +168,16 @@ void register_tensor(py::module_& m) {
              py::arg("device") = py::none(), py::arg("copy") = py::none());
   define_attributes(tensor);
   define_conversions(tensor);
+  py::class_<dlpack::ForeignStream>(
+      m, "ForeignStream",
+      "Inside, our work on a device follows what another library's stream was given before, and its later "
+      "work ours, without the host. Arrays of the device that cross inside are used on that stream only.")
+      .def(py::init([](const std::string& device, uintptr_t native) {
+             return dlpack::ForeignStream(parse_device(device), native);
+           }),
+           py::arg("device"), py::arg("native"), "native: the vendor's handle as a number.")
+      .def("__enter__", &dlpack::ForeignStream::enter)
+      .def("__exit__", [](dlpack::ForeignStream& s, const py::args&) { s.exit(); });
   m.def("from_dlpack", make, py::arg("value"), py::kw_only(), py::arg("dtype") = py::none(),
         py::arg("device") = py::none(), py::arg("copy") = py::none(), "The same as Tensor(value, ...).");
 }

@@ -27,6 +27,7 @@ from ._core import (
     from_dlpack,
     num_threads,
     set_num_threads,
+    synchronize,
 )
 from ._version import __version__
 from .models import ChatResult, Model, Piece, Result, Stream, load
@@ -63,6 +64,7 @@ __all__ = [
     "num_threads",
     "ops",
     "set_num_threads",
+    "synchronize",
 ]
 
 

@@ -16,6 +16,7 @@ __all__: list[str] = [
     "DeviceError",
     "Engine",
     "Error",
+    "ForeignStream",
     "HarmonyMessage",
     "InvalidArgument",
     "IoError",
@@ -60,6 +61,7 @@ __all__: list[str] = [
     "save_safetensors",
     "set_num_threads",
     "swiglu",
+    "synchronize",
 ]
 
 class Tensor:
@@ -139,6 +141,17 @@ class Tensor:
     def strides(self) -> tuple:
         """
         In elements, not bytes.
+        """
+
+class ForeignStream:
+    """
+    Inside, our work on a device follows what another library's stream was given before, and its later work ours, without the host. Arrays of the device that cross inside are used on that stream only.
+    """
+    def __enter__(self) -> None: ...
+    def __exit__(self, *args) -> None: ...
+    def __init__(self, device: str, native: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        native: the vendor's handle as a number.
         """
 
 class Tokenizer:
@@ -304,9 +317,10 @@ class LutSaved:
         *,
         x: typing.Any | None = None,
         pe: typing.Any | None = None,
+        unchanged: bool = False,
     ) -> None:
         """
-        Of the tensors of an earlier one; product modes need x and pe alone.
+        Of the tensors of an earlier one; product modes need x and pe alone. unchanged: their values are the forward's, and a device is not waited for to check them.
         """
     @property
     def index(self) -> Tensor:
@@ -782,6 +796,11 @@ def swiglu(
 ) -> Tensor:
     """
     g sigmoid(alpha g) (u + 1) of clamped interleaved pairs (g, u): float32 [..., 2 dim] -> [..., dim].
+    """
+
+def synchronize(device: str) -> None:
+    """
+    Waits until all work on the device is done. Reading a result waits for it by itself.
     """
 
 class Error(RuntimeError):

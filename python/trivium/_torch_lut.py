@@ -1,12 +1,14 @@
 """LUT layers for PyTorch: trivium.torch.LUTLayer. Weights are torch parameters over the memory of the layer.
 
 Layers run where their parameters are, on the cpu or a cuda or hip device. Tensors cross by DLPack without copies:
-trivium's stream waits for what torch's current stream has written, and torch's stream for trivium's results.
+trivium's stream waits for what torch's current stream has written, and torch's stream for trivium's results. The
+host waits for neither.
 """
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,6 +55,21 @@ def device_name(device: torch.device) -> str:
     return f"{'hip' if torch.version.hip else 'cuda'}:{device.index or 0}"
 
 
+@contextlib.contextmanager
+def _queued(x: Tensor) -> Iterator[None]:
+    """Work inside is ordered with torch's current stream on the device of x, which is torch's current device there.
+
+    As with torch's own tensors, results that are used on further streams must be kept until those are done.
+    """
+    if x.device.type == "cpu":
+        yield
+        return
+    with torch.cuda.device_of(x):  # torch hands over tensors of its current device only
+        stream = torch.cuda.current_stream(x.device).cuda_stream
+        with _core.ForeignStream(device_name(x.device), stream):
+            yield
+
+
 def _empty_like_saved(module: "LUTModule", x: Tensor) -> list[Tensor]:
     """Shapes of what a forward saves: index, min_delta, min_index, and those of the embeddings."""
     if module.is_product:
@@ -68,7 +85,7 @@ def _empty_like_saved(module: "LUTModule", x: Tensor) -> list[Tensor]:
 def lut_forward(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> list[Tensor]:
     """[y, index, min_delta, min_index, pe_index, pe_min_delta, pe_min_index] of x float32 [..., inputs]."""
     module = _layers[number]
-    with torch.cuda.device_of(x):  # torch hands over tensors of its current device only
+    with _queued(x):
         y, s = module.native.forward(
             weight.detach(), x.detach().contiguous(), module.pe_argument(pe), training=training
         )
@@ -88,11 +105,12 @@ def _(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> lis
 
 
 def _saved(module: "LUTModule", x: Tensor, pe: Tensor, saved: list[Tensor]) -> _core.LutSaved:
+    """Unchanged: autograd refuses what was written to since."""
     batch, length = x.shape[0], x.shape[1] if module.sequential else 1
     more = {"x": x.detach().contiguous(), "pe": module.pe_argument(pe)} if module.is_product else {}
     index, delta, alternative, pe_index, pe_delta, pe_alternative = (t.detach().contiguous() for t in saved)
     return _core.LutSaved(
-        index, delta, alternative, pe_index, pe_delta, pe_alternative, batch, length, **more
+        index, delta, alternative, pe_index, pe_delta, pe_alternative, batch, length, unchanged=True, **more
     )
 
 
@@ -109,7 +127,7 @@ def lut_backward(
 ) -> list[Tensor]:
     """[gx, gW, gPE]; what is not needed is empty."""
     module = _layers[number]
-    with torch.cuda.device_of(x):
+    with _queued(x):
         g = module.native.backward(
             weight.detach(),
             gy.detach().contiguous(),
@@ -150,7 +168,7 @@ def lut_backward_internal(
     """(gx, gPE); weight -= eta * gradient, eta from the layer's hook. An op that changes an argument must not return
     a list, or torch.compile refuses it."""
     module = _layers[number]
-    with torch.cuda.device_of(x):
+    with _queued(x):
         g = module.native.backward(
             weight.detach(),
             gy.detach().contiguous(),
@@ -216,7 +234,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         gx, gpe = torch.ops.trivium.lut_backward_internal(gy, x, weight, pe, saved, ctx.number, need_x)
         gw = None
     elif policy == "row_sparse":
-        with torch.cuda.device_of(x):
+        with _queued(x):
             gx, gw, gpe = _row_sparse(ctx, gy, x, weight, pe, saved)
     else:
         gx, gw, gpe = torch.ops.trivium.lut_backward(gy, x, weight, pe, saved, ctx.number, need_x, need_w)

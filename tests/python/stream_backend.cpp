@@ -74,6 +74,16 @@ const Runtime kRuntime{
           g_log += "wait:" + std::to_string(reinterpret_cast<uintptr_t>(native)) + " ";
           return Status::ok;
         },
+    .wait_foreign =
+        [](StreamHandle*, void* native) {
+          g_log += "follow:" + std::to_string(reinterpret_cast<uintptr_t>(native)) + " ";
+          return Status::ok;
+        },
+    .device_synchronize =
+        [](int32_t) {
+          g_log += "device ";
+          return Status::ok;
+        },
 };
 
 const Kernels kKernels{.struct_size = sizeof(Kernels)};

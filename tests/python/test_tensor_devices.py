@@ -157,8 +157,62 @@ for producer in (Producer(), Old()):
     shared = trivium.from_dlpack(producer, copy=False)
     assert seen.pop() == 0x5000 and "sync" in log()
     assert shared.device == device and shared.to("cpu").numpy().tolist() == [0, 1, 2, 3, 4, 5]
+    log()
 """
     run(stream_backends, kind, code)
+
+
+BORROWER = """
+from trivium import _core
+seen = []
+class Borrower:  # hands out our tensor as its own, as one that it uses on stream 70000
+    def __dlpack_device__(self):
+        return t.__dlpack_device__()
+    def __dlpack__(self, *, stream, max_version=None):
+        seen.append(stream)
+        return t.__dlpack__(stream=70000, max_version=max_version)
+"""
+
+
+@pytest.mark.parametrize("kind", ["cuda", "hip"])
+def test_inside_a_foreign_stream_the_host_waits_for_nothing(stream_backends, kind):
+    code = """
+with _core.ForeignStream(device, 70000):
+    assert log() == ["follow:70000"]
+    shared = trivium.from_dlpack(Borrower())
+    assert seen == [-1] and log() == ["wait:70000"]
+assert log() == ["wait:70000"]
+del shared  # what the other stream still does with it comes before whatever takes its memory
+assert log() == ["follow:70000"]
+with pytest.raises(RuntimeError):
+    with _core.ForeignStream(device, 70000):
+        raise RuntimeError
+assert log() == ["follow:70000", "wait:70000"]
+other = "hip:0" if kind == "cuda" else "cuda:0"
+with _core.ForeignStream(other, 70000):  # says nothing of the tensor's device
+    shared = trivium.from_dlpack(Borrower())
+    assert seen.pop() == 0x5000 and log() == ["wait:70000", "sync"]
+    del shared
+    assert log() == ["sync", "device"]
+with pytest.raises(trivium.Unsupported, match="streams on cpu"):
+    _core.ForeignStream("cpu", 1).__enter__()
+"""
+    run(stream_backends, kind, BORROWER + code)
+
+
+def test_outside_memory_is_given_back_after_all_work(stream_backends):
+    code = """
+shared = trivium.from_dlpack(Borrower())
+assert seen == [0x5000] and log() == ["wait:70000", "sync"]
+del shared
+assert log() == ["sync", "device"]
+t.__dlpack__(stream=70000)  # nobody took it
+assert log() == ["wait:70000"]
+trivium.synchronize(device)
+assert log() == ["device"]
+trivium.synchronize("cpu")
+"""
+    run(stream_backends, "cuda", BORROWER + code)
 
 
 def test_a_tensor_on_a_device_reaches_host_libraries_as_a_copy_only(stream_backends):
