@@ -3,6 +3,7 @@ task, on the device that --backend names (lut.md 8 and 11.3)."""
 
 import numpy as np
 import pytest
+import trivium
 from test_lut_model import Reference
 from trivium import lut
 
@@ -98,3 +99,21 @@ def test_a_toy_task_is_learned(backend):
         return
     losses = toy_losses(backend, 300)
     assert np.mean(losses[-20:]) < np.mean(losses[:5]) / 10
+
+
+def test_queued_results_are_there_when_they_are_read(backend):
+    layer = lut.LUTLayer(6, 3, 4, 5, random_seed=1, device=backend)
+    x = trivium.Tensor(np.random.default_rng(1).standard_normal((7, 6), np.float32), device=backend)
+    want = None
+    for read in (
+        lambda y: y.to("cpu").numpy(),
+        lambda y: trivium.Tensor(y, copy=True).to("cpu").numpy(),
+        lambda y: y.to("bfloat16").to("float32").to("cpu").numpy(),
+        lambda y: np.from_dlpack(y, device="cpu") if backend != "cpu" else y.numpy(),
+    ):
+        y, _ = layer.native.forward(layer.weight, x)
+        got = read(y)
+        want = got if want is None else want
+        np.testing.assert_allclose(got, want, rtol=2**-8)
+    trivium.synchronize(backend)
+    assert np.isfinite(want).all() and want.any()
