@@ -66,6 +66,29 @@ int hipFree(void* memory) {
   std::free(memory);
   return drop(g_fake.live_memory);
 }
+int hipMallocAsync(void** memory, size_t bytes, void*) {
+  if (!g_fake.has_pools) return 801;  // hipErrorNotSupported
+  const int code = hipMalloc(memory, bytes);
+  g_fake.in_order_memory += code == 0;
+  return code;
+}
+int hipFreeAsync(void* memory, void*) {
+  drop(g_fake.in_order_memory);
+  return hipFree(memory);
+}
+int hipDeviceGetDefaultMemPool(void** pool, int) {
+  *pool = &g_fake;
+  return 0;
+}
+int hipMemPoolSetAttribute(void* pool, int attribute, void* value) {
+  if (pool != &g_fake || attribute != 4) return 1;  // hipMemPoolAttrReleaseThreshold
+  std::memcpy(&g_fake.pool_keeps, value, sizeof g_fake.pool_keeps);
+  return 0;
+}
+int hipDeviceSynchronize() {
+  ++g_fake.synchronised;
+  return take_error();
+}
 int hipHostMalloc(void** memory, size_t bytes, unsigned flags) {
   return flags == 1 ? hipMalloc(memory, bytes) : 1;
 }

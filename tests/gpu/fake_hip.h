@@ -18,6 +18,9 @@ struct FakeHip {
   int current_device = -1;
   int live_memory = 0, live_streams = 0, live_events = 0, live_graphs = 0, synchronised = 0;
   bool capturing = false;
+  bool has_pools = true;             // gives memory in the order of a stream
+  int64_t pool_keeps = 0;            // bytes, as asked
+  int in_order_memory = 0;           // live, of live_memory
   std::vector<std::string> kernels;  // registered
   std::vector<FakeLaunch> launches;
 };

@@ -133,11 +133,56 @@ TEST(HipModule, TensorsGoThereAndBack) {
   });
 }
 
+TEST(HipModule, MemoryInTheOrderOfAStreamComesFromThePool) {
+  on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1&) {
+    const Device device = parse_device("hip:1");
+    {
+      const Tensor t = Tensor::in_order({3}, Dtype::f32, device);
+      EXPECT_EQ(fake.in_order_memory, 1);
+      EXPECT_EQ(fake.pool_keeps, 1 << 30);
+      EXPECT_EQ(fake.synchronised, 0);
+    }
+    EXPECT_EQ(fake.live_memory, 0);
+    EXPECT_EQ(fake.in_order_memory, 0);
+    EXPECT_EQ(fake.synchronised, 0);
+  });
+}
+
+TEST(HipModule, WithoutAPoolMemoryIsHadAsAlways) {
+  on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1&) {
+    fake.has_pools = false;
+    {
+      const Tensor t = Tensor::in_order({3}, Dtype::f32, parse_device("hip"));
+      EXPECT_EQ(fake.live_memory, 1);
+      EXPECT_EQ(fake.in_order_memory, 0);
+    }
+    EXPECT_EQ(fake.live_memory, 0);
+  });
+}
+
 TEST(HipModule, OutOfMemorySaysWhatIsNeededAndWhatIsFree) {
   on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1&) {
     fake.free_bytes = 5 << 20;
-    expect_error<OutOfMemory>([] { Tensor::empty({3 << 20}, Dtype::f32, parse_device("hip")); },
-                              {"hip:0: needs 12 MiB of memory; 5 of 2048 MiB are free"});
+    for (const auto allocate : {Tensor::empty, Tensor::in_order})
+      expect_error<OutOfMemory>([&] { allocate({3 << 20}, Dtype::f32, parse_device("hip")); },
+                                {"hip:0: needs 12 MiB of memory; 5 of 2048 MiB are free"});
+  });
+}
+
+TEST(HipModule, TheDeviceAndOtherLibrariesStreamsAreWaitedFor) {
+  on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1& table) {
+    const Device device = parse_device("hip");
+    EXPECT_EQ(table.runtime->wait_foreign(default_stream(device), nullptr), Status::ok);
+    EXPECT_EQ(table.runtime->foreign_wait(default_stream(device), nullptr), Status::ok);
+    EXPECT_EQ(fake.live_events, 0);
+    EXPECT_EQ(fake.synchronised, 0);
+    EXPECT_EQ(table.runtime->device_synchronize(0), Status::ok);
+    EXPECT_EQ(fake.synchronised, 1);
+    fake.next_error = 700;
+    EXPECT_EQ(table.runtime->device_synchronize(0), Status::device_error);
+    EXPECT_NE(std::string(table.last_error()).find("waiting for the device: an illegal memory access"),
+              std::string::npos)
+        << table.last_error();
   });
 }
 
