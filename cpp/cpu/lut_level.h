@@ -45,13 +45,14 @@ TRIVIUM_INLINE void store_n(float* p, F32 x, int n) {
     store(p, x, n);
 }
 
-// lut::dot of a dense row up to its last additions, those of the lanes.
+// lut::dot of a dense row up to its last additions, those of the lanes. A sum of zeros may have another sign.
 TRIVIUM_INLINE F32 row_products(const float* w, const float* g, int64_t count) {
   constexpr int kParts = lut::kPartials / kLanes;
   F32 p[kParts];
 #pragma GCC unroll 8
-  for (int v = 0; v < kParts; ++v) p[v] = zero();
-  int64_t k = 0;
+  for (int v = 0; v < kParts; ++v)
+    p[v] = count >= lut::kPartials ? mul(load(w + v * kLanes), load(g + v * kLanes)) : zero();
+  int64_t k = count >= lut::kPartials ? lut::kPartials : 0;
   for (; k + lut::kPartials <= count; k += lut::kPartials)
 #pragma GCC unroll 8
     for (int v = 0; v < kParts; ++v)

@@ -121,11 +121,13 @@ struct PairTask {
   int64_t pe_at(int64_t i, int64_t j) const { return length - 1 - (j - i); }
 };
 
-// Pairs (i0 + k, j), k < count. `with_pe` lists those whose embedding flips in addition.
+// Pairs (i0 + k, j), k < count, and the rows of W they need: `count` addressed ones, as many with the flipped
+// bit (the addressed one again where none flips), then those of the pairs whose embedding flips in addition.
 struct alignas(64) PairBlock {
   int32_t cell[kPairBlock], bit[kPairBlock], q_side[kPairBlock], pe_bit[kPairBlock];
   float u[kPairBlock];
-  int count, with_pe[kPairBlock], num_with_pe;
+  int32_t rows[4 * kPairBlock];  // up to whole vectors the first again
+  int count, num_rows;
 };
 
 // lut::pair_flip and the addresses, kLanes pairs at a time.
@@ -158,32 +160,33 @@ template <class Outputs>
 TRIVIUM_INLINE void plan_pairs(const LutSequence& s, const PairTask& task, const float* table,
                                Outputs outputs, int64_t i0, int64_t j, PairBlock& p) {
   p.count = static_cast<int>(larger(0, smaller(kPairBlock, j - i0)));
-  for (int k = 0; k < p.count; k += kLanes) plan_lanes(s, task, i0 + k, j, k, p);
-  p.num_with_pe = 0;
-  for (int k = 0; k < p.count; ++k) {
-    p.with_pe[p.num_with_pe] = k;
-    p.num_with_pe += p.pe_bit[k] != 0;
-    prefetch_row(table + p.cell[k] * outputs, outputs);
-    prefetch_row(table + (p.cell[k] ^ p.bit[k]) * outputs, outputs);
+  for (int k = 0; k < kPairBlock; k += kLanes) plan_lanes(s, task, i0 + k, j, k, p);
+  for (int k = 0; k < kPairBlock; ++k) p.bit[k] = k < p.count ? p.bit[k] : 0;
+  for (int k = 0; k < kPairBlock; ++k) p.pe_bit[k] = k < p.count ? p.pe_bit[k] : 0;
+  // What a run has too much the next one overwrites.
+  for (int k = 0; k < kPairBlock; ++k) p.rows[k] = p.cell[k];
+  for (int k = 0; k < kPairBlock; ++k) p.rows[p.count + k] = p.cell[k] ^ p.bit[k];
+  p.num_rows = 2 * p.count;
+  for (int k = 0; s.num_pe && k < p.count; ++k) {
+    p.rows[p.num_rows] = p.cell[k] ^ p.pe_bit[k];
+    p.num_rows += p.pe_bit[k] != 0;
   }
-  for (int n = 0; n < p.num_with_pe; ++n)
-    prefetch_row(table + (p.cell[p.with_pe[n]] ^ p.pe_bit[p.with_pe[n]]) * outputs, outputs);
+  for (int k = 0; k < kPairBlock; ++k) p.rows[p.num_rows + k] = p.cell[0];
+  for (int n = 0; n < p.num_rows; ++n) prefetch_row(table + p.rows[n] * outputs, outputs);
 }
 
-// Dot products of gy with the rows row_at(k), k < count, into dots; zeros up to whole vectors. `outputs` is a
-// number, or a constant for rows of one length.
-template <class Outputs, class RowAt>
-TRIVIUM_INLINE void block_dots(int count, const float* gy, Outputs outputs, float* dots,
-                               const RowAt& row_at) {
-  for (int k0 = 0; k0 < count; k0 += kLanes) {
+// Dot products of gy with the block's rows, up to whole vectors. `outputs` is a number, or a constant for
+// rows of one length.
+template <class Outputs>
+TRIVIUM_INLINE void block_dots(const PairBlock& p, const float* table, const float* gy, Outputs outputs,
+                               float* dots) {
+  for (int n = 0; n < p.num_rows; n += kLanes) {
     FloatLanes parts[kLanes];
+#pragma GCC unroll 16
     for (int k = 0; k < kLanes; ++k)
-      if (k0 + k < count)
-        store(reinterpret_cast<float*>(&parts[k]), row_products(row_at(k0 + k), gy, outputs));
-      else
-        parts[k] = FloatLanes{};
+      store(reinterpret_cast<float*>(&parts[k]), row_products(table + p.rows[n + k] * outputs, gy, outputs));
     reduce_lanes(parts);
-    put_lanes(dots + k0, parts[0]);
+    put_lanes(dots + n, parts[0]);
   }
 }
 
@@ -198,45 +201,30 @@ TRIVIUM_INLINE FloatLanes delta_lanes(const float* difference, const int32_t* ce
   return dropped ? FloatLanes{} : v;
 }
 
-// What flips of embeddings give to the sums of their distances; main: dot products with the addressed rows.
-template <class Outputs>
-TRIVIUM_INLINE void add_pe_flips(const PairTask& task, const float* table, const float* gy, Outputs outputs,
-                                 int64_t i0, int64_t j, const PairBlock& p, const float* main) {
-  alignas(64) float u[kPairBlock] = {}, some[kPairBlock] = {}, other[kPairBlock], delta[kPairBlock];
-  alignas(64) int32_t cell[kPairBlock] = {}, bit[kPairBlock] = {};
-  for (int n = 0; n < p.num_with_pe; ++n) {
-    const int k = p.with_pe[n];
-    u[n] = task.pe.u[task.pe_at(i0 + k, j)], some[n] = main[k], cell[n] = p.cell[k], bit[n] = p.pe_bit[k];
-  }
-  block_dots(
-      p.num_with_pe, gy, outputs,
-      other, [&](int n) __attribute__((always_inline)) { return table + (cell[n] ^ bit[n]) * outputs; });
-  for (int n = 0; n < p.num_with_pe; n += kLanes)
-    put_lanes(delta + n, delta_lanes(u + n, cell + n, bit + n, some + n, other + n));
-  for (int n = 0; n < p.num_with_pe; ++n) task.pe.sum[task.pe_at(i0 + p.with_pe[n], j)] += delta[n];
-}
-
-// lut::PairSums::add for a block, in the same order; returns the flips of position j.
+// lut::PairSums::add for a block, in the same order; returns the flips of position j. Past `count` no bit
+// flips, and zeros are added.
 template <class Outputs>
 TRIVIUM_INLINE float add_pairs(const PairTask& task, const float* table, const float* gy, Outputs outputs,
                                int64_t i0, int64_t j, float later, const PairBlock& p) {
-  alignas(64) float main[kPairBlock], other[kPairBlock], flips[kPairBlock];
-  block_dots(
-      p.count, gy, outputs,
-      main, [&](int k) __attribute__((always_inline)) { return table + p.cell[k] * outputs; });
-  block_dots(
-      p.count, gy, outputs,
-      other, [&](int k) __attribute__((always_inline)) { return table + (p.cell[k] ^ p.bit[k]) * outputs; });
-  for (int k = 0; k < p.count; k += kLanes) {
-    // Past `count` both dot products are 0, and so is delta.
+  alignas(64) float dots[4 * kPairBlock] = {}, flips[kPairBlock], pe_other[kPairBlock];
+  block_dots(p, table, gy, outputs, dots);
+  const float *main = dots, *other = main + p.count;
+  for (int k = 0, n = 2 * p.count; k < kPairBlock; ++k) {  // another one's where no embedding flips
+    pe_other[k] = dots[n];
+    n += p.pe_bit[k] != 0;
+  }
+  float *sum = task.x.sum + i0, *pe_sum = task.pe.sum + task.pe_at(i0, j);
+  const float* pe_u = task.pe.u + task.pe_at(i0, j);
+  for (int k = 0; k < kPairBlock; k += kLanes) {
     const FloatLanes delta = delta_lanes(p.u + k, p.cell + k, p.bit + k, main + k, other + k);
     const IntLanes32 q_side = lanes_at<IntLanes32>(p.q_side + k);
     put_lanes(flips + k, q_side ? delta : FloatLanes{});
-    float* sum = task.x.sum + i0 + k;
-    put_lanes(sum, lanes_at<FloatLanes>(sum) + (q_side ? FloatLanes{} : delta));
+    put_lanes(sum + k, lanes_at<FloatLanes>(sum + k) + (q_side ? FloatLanes{} : delta));
+    const FloatLanes pe = delta_lanes(pe_u + k, p.cell + k, p.pe_bit + k, main + k, pe_other + k);
+    put_lanes(pe_sum + k, lanes_at<FloatLanes>(pe_sum + k) + pe);
   }
-  for (int k = 0; k < p.count; ++k) later += flips[k];
-  add_pe_flips(task, table, gy, outputs, i0, j, p, main);
+#pragma GCC unroll 16
+  for (int k = 0; k < kPairBlock; ++k) later += flips[k];
   return later;
 }
 

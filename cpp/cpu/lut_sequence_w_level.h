@@ -112,25 +112,24 @@ TRIVIUM_INLINE void write_packed_run(const QueryRun& run, const LutRowPlaces& pl
       run, [&](int32_t cell) __attribute__((always_inline)) { return out + rank(cell) * run.outputs; });
 }
 
-// The addressed rows of sequences.
+// The addressed rows of sequences. Positions j of all sequences follow each other: loops of one length end
+// where they are expected to.
 void lut_mark_pairs(const LutMarkRowsArgs& a) {
   const LutSequence& s = a.sequence;
-  const int64_t words = lut_mark_words(a.cells), queries = int64_t{1} << s.num_anchors;
+  const int64_t words = lut_mark_words(a.cells);
   parallel_for(a.num_tables, [&](int64_t t, int) {
     uint32_t* marks = a.marks + t * words;
     fill_zero(marks, words);
-    const PositionsByIndex positions(s, a.num_tables, t, 0, queries);
-    for (int64_t q = 0, n = 0; q < queries; n = positions.ends[q++]) {
-      const auto first = static_cast<int32_t>(q * (a.cells / queries));
-      QueryRun{positions, nullptr, t, 0, 0, n, positions.ends[q], s.length, 0}.for_positions([&](
-          const int32_t* keys, const int32_t* pe, int64_t count,
-          const float*) __attribute__((always_inline)) {
-        for (int64_t i = 0; i < count; ++i) {
-          const int32_t cell = first | keys[i] | pe[i];
+    const PositionsByIndex positions(s, a.num_tables, t, 0, 0);
+    for (int64_t j = 1; j < s.length; ++j)
+      for (int64_t b = 0; b < s.batch; ++b) {
+        const int32_t *keys = positions.keys + b * s.length, *pe = positions.pe + s.length - 1 - j;
+        const int32_t first = keys[j] << s.num_anchors;
+        for (int64_t i = 0; i < j; ++i) {
+          const auto cell = static_cast<uint32_t>(first | keys[i] | pe[i]);
           marks[cell / 32] |= 1u << cell % 32;
         }
-      });
-    }
+      }
   });
 }
 

@@ -113,10 +113,12 @@ void find_rows(Pass& p) {
   for (int64_t k = 0; k < tables * words; ++k) rank[k] = count, count += count_bits(marks[k]);
   p.out.rows = Tensor::empty({count}, Dtype::i64);
   parallel_for(tables, [&](int64_t t, int) {
-    for (int64_t k = t * words; k < (t + 1) * words; ++k) {
-      int64_t* to = p.out.rows.data_as<int64_t>() + rank[k];
-      const int64_t first = t * cells + (k - t * words) * 32;
-      for (uint32_t left = marks[k]; left; left &= left - 1) *to++ = first + std::countr_zero(left);
+    int64_t *to = p.out.rows.data_as<int64_t>() + rank[t * words], first = t * cells;
+    const int64_t end = (t + 1) * words;
+    for (int64_t k = t * words; k < end; k += 2, first += 64) {  // two: the end of a loop is guessed wrong
+      const uint64_t next = k + 1 < end ? marks[k + 1] : 0;
+      for (uint64_t left = marks[k] | next << 32; left; left &= left - 1)
+        *to++ = first + std::countr_zero(left);
     }
   });
   p.ranks = p.work.put(ranks);

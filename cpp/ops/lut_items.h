@@ -257,9 +257,13 @@ struct WOwner {
 };
 
 TRIVIUM_INLINE int32_t count_bits(uint32_t v) {
+#ifdef __POPCNT__  // levels of the CPU that have the instruction
+  return __builtin_popcount(v);
+#else
   v -= v >> 1 & 0x55555555u;
   v = (v & 0x33333333u) + (v >> 2 & 0x33333333u);
   return static_cast<int32_t>(((v + (v >> 4)) & 0x0f0f0f0fu) * 0x01010101u >> 24);
+#endif
 }
 
 // Marked rows before row (t, cell).
