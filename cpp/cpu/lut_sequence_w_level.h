@@ -107,9 +107,18 @@ TRIVIUM_INLINE void write_packed_run(const QueryRun& run, const LutRowPlaces& pl
   };
   const auto last = static_cast<uint64_t>(first + run.cells - 1);
   const int64_t count = rank(run.cells - 1) - rank(0) + (marks[last / 32] >> last % 32 & 1);
-  fill_zero(out + rank(0) * run.outputs, count * run.outputs);
-  add_run<false>(
-      run, [&](int32_t cell) __attribute__((always_inline)) { return out + rank(cell) * run.outputs; });
+  float* const begin = out + rank(0) * run.outputs;
+  const auto zeroes = [&](int64_t k, int n) __attribute__((always_inline)) { store_n(begin + k, zero(), n); };
+  for_vectors(count * run.outputs, zeroes);
+  // What the next run will write is fetched by the way, as much for each pair as a pair writes.
+  const float* next = begin + count * run.outputs;
+  const int64_t step = smaller(run.outputs, 4 * kLanes);
+  const auto row_at = [&](int32_t cell) __attribute__((always_inline)) {
+    for (int64_t k = 0; k < step; k += 16) __builtin_prefetch(next + k, 1);
+    next += step;
+    return out + rank(cell) * run.outputs;
+  };
+  add_run<false>(run, row_at);
 }
 
 // The addressed rows of sequences. Positions j of all sequences follow each other: loops of one length end
