@@ -37,11 +37,20 @@ inline int allocate_host(void** memory, size_t bytes) {
   return cudaHostAlloc(memory, bytes, cudaHostAllocPortable);
 }
 inline int deallocate_host(void* memory) { return cudaFreeHost(memory); }
-// From the device's default pool, which keeps up to `bytes` of what was given back.
+// The device's default pool, which others in the process may use too, keeps at least `bytes` of what was
+// given back.
 inline int keep_in_pool(int index, uint64_t bytes) {
   cudaMemPool_t pool{};
+  uint64_t kept = 0;
+  int code = cudaDeviceGetDefaultMemPool(&pool, index);
+  if (code == 0) code = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept);
+  if (code != 0 || kept >= bytes) return code;
+  return cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &bytes);
+}
+inline int empty_pool(int index) {
+  cudaMemPool_t pool{};
   const int code = cudaDeviceGetDefaultMemPool(&pool, index);
-  return code ? code : cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &bytes);
+  return code ? code : cudaMemPoolTrimTo(pool, 0);
 }
 inline int allocate_in_order(void** memory, size_t bytes, Stream stream) {
   return cudaMallocAsync(memory, bytes, stream);

@@ -95,7 +95,13 @@ void check_allocated(int code, int32_t index, int64_t bytes) {
 Status allocate(int32_t index, int64_t bytes, void** memory) {
   return guarded([&] {
     use(index);
-    check_allocated(gpu::allocate(memory, static_cast<size_t>(bytes)), index, bytes);
+    const auto size = static_cast<size_t>(bytes);
+    int code = gpu::allocate(memory, size);
+    if (code == gpu::kOutOfMemory) {  // the pool may hold what has been given back
+      gpu::error_text(code);
+      if (gpu::device_synchronize() == 0 && gpu::empty_pool(index) == 0) code = gpu::allocate(memory, size);
+    }
+    check_allocated(code, index, bytes);
   });
 }
 
@@ -120,7 +126,7 @@ bool has_pool(const StreamHandle& stream) {
     if (code == 0) code = gpu::allocate_in_order(&tried, 1, stream.raw);
     if (code == 0) code = gpu::deallocate_in_order(tried, stream.raw);
     if (code != 0) gpu::error_text(code);
-    entry->second = code == 0;
+    entry->second = code == 0 || code == gpu::kOutOfMemory;
   }
   return entry->second;
 }

@@ -84,6 +84,7 @@ void submit(StreamHandle* stream, Work work) {
 }
 
 void* allocate_checked(int32_t index, int64_t bytes) {
+  if (bytes > total_memory() - allocated_bytes(index)) drain_all();  // what is being given back
   const int64_t available = total_memory() - allocated_bytes(index);
   if (bytes > available)
     throw OutOfMemory(concat("needs ", bytes >> 20, " MiB of device memory; ", available >> 20,
@@ -113,7 +114,6 @@ Status deallocate(int32_t, void* memory) {
 Status allocate_in_order(StreamHandle* stream, int64_t bytes, void** memory) {
   return locked([&] {
     check_no_recording("allocate");
-    if (bytes > total_memory() - allocated_bytes(stream->device)) drain_all();  // what is being given back
     *memory = allocate_checked(stream->device, bytes);
     submit(stream,
            {.run = [p = *memory, bytes] { fill_pattern(p, static_cast<size_t>(bytes), kUnwrittenGlobal); }});

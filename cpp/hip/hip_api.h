@@ -19,7 +19,7 @@ struct RawGraph;
 struct RawGraphExec;
 struct RawPool;  // ihipMemPoolHandle_t
 
-inline constexpr int kHipSuccess = 0, kHipOutOfMemory = 2;
+inline constexpr int kHipSuccess = 0, kHipOutOfMemory = 2, kHipNotSupported = 801;
 inline constexpr int kHipMemcpyDefault = 4;
 inline constexpr unsigned kHipStreamNonBlocking = 1;
 inline constexpr unsigned kHipHostMallocPortable = 1;
@@ -34,10 +34,6 @@ struct HipApi {
   int (*hipMemGetInfo)(size_t* free, size_t* total);
   int (*hipMalloc)(void** memory, size_t bytes);
   int (*hipFree)(void* memory);
-  int (*hipMallocAsync)(void** memory, size_t bytes, RawStream* stream);
-  int (*hipFreeAsync)(void* memory, RawStream* stream);
-  int (*hipDeviceGetDefaultMemPool)(RawPool** pool, int device);
-  int (*hipMemPoolSetAttribute)(RawPool* pool, int attribute, void* value);
   int (*hipDeviceSynchronize)();
   int (*hipHostMalloc)(void** memory, size_t bytes, unsigned flags);
   int (*hipHostFree)(void* memory);
@@ -70,6 +66,13 @@ struct HipApi {
                            void* block_dim, void* grid_dim, int* warp_size);
   void (*registerVar)(void** modules, void* host, char* name, const char* device_name, int external,
                       size_t size, int constant, int global);
+  // Null in runtimes that lack them.
+  int (*hipMallocAsync)(void** memory, size_t bytes, RawStream* stream);
+  int (*hipFreeAsync)(void* memory, RawStream* stream);
+  int (*hipDeviceGetDefaultMemPool)(RawPool** pool, int device);
+  int (*hipMemPoolGetAttribute)(RawPool* pool, int attribute, void* value);
+  int (*hipMemPoolSetAttribute)(RawPool* pool, int attribute, void* value);
+  int (*hipMemPoolTrimTo)(RawPool* pool, size_t bytes);
 };
 
 struct HipRuntime {

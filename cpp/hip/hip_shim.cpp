@@ -68,10 +68,6 @@ std::string load_memory_and_streams(void* library, HipApi& api) {
   find(library, api.hipMemGetInfo, "hipMemGetInfo", missing);
   find(library, api.hipMalloc, "hipMalloc", missing);
   find(library, api.hipFree, "hipFree", missing);
-  find(library, api.hipMallocAsync, "hipMallocAsync", missing);
-  find(library, api.hipFreeAsync, "hipFreeAsync", missing);
-  find(library, api.hipDeviceGetDefaultMemPool, "hipDeviceGetDefaultMemPool", missing);
-  find(library, api.hipMemPoolSetAttribute, "hipMemPoolSetAttribute", missing);
   find(library, api.hipDeviceSynchronize, "hipDeviceSynchronize", missing);
   find(library, api.hipHostMalloc, "hipHostMalloc", missing);
   find(library, api.hipHostFree, "hipHostFree", missing);
@@ -82,6 +78,16 @@ std::string load_memory_and_streams(void* library, HipApi& api) {
   find(library, api.hipStreamSynchronize, "hipStreamSynchronize", missing);
   find(library, api.hipStreamWaitEvent, "hipStreamWaitEvent", missing);
   return missing;
+}
+
+void load_pool(void* library, HipApi& api) {
+  std::string not_needed;
+  find(library, api.hipMallocAsync, "hipMallocAsync", not_needed);
+  find(library, api.hipFreeAsync, "hipFreeAsync", not_needed);
+  find(library, api.hipDeviceGetDefaultMemPool, "hipDeviceGetDefaultMemPool", not_needed);
+  find(library, api.hipMemPoolGetAttribute, "hipMemPoolGetAttribute", not_needed);
+  find(library, api.hipMemPoolSetAttribute, "hipMemPoolSetAttribute", not_needed);
+  find(library, api.hipMemPoolTrimTo, "hipMemPoolTrimTo", not_needed);
 }
 
 std::string load_events_and_graphs(void* library, HipApi& api) {
@@ -128,6 +134,7 @@ HipRuntime open_runtime() {
   }
   std::string missing = load_memory_and_streams(library, runtime.api);
   if (missing.empty()) missing = load_events_and_graphs(library, runtime.api);
+  load_pool(library, runtime.api);
   if (!missing.empty()) {
     Dl_info info{};
     const bool known = ::dladdr(::dlsym(library, "hipGetDeviceCount"), &info) && info.dli_fname;

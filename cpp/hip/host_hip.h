@@ -33,10 +33,24 @@ inline int allocate_host(void** memory, size_t bytes) {
   return hip_api().hipHostMalloc(memory, bytes, kHipHostMallocPortable);
 }
 inline int deallocate_host(void* memory) { return hip_api().hipHostFree(memory); }
+// Early runtimes lack the pool: has_pool() of cuda/runtime.cpp asks this first.
 inline int keep_in_pool(int index, uint64_t bytes) {
+  const HipApi& api = hip_api();
+  if (!api.hipMallocAsync || !api.hipFreeAsync || !api.hipDeviceGetDefaultMemPool ||
+      !api.hipMemPoolGetAttribute || !api.hipMemPoolSetAttribute || !api.hipMemPoolTrimTo)
+    return kHipNotSupported;
+  RawPool* pool = nullptr;
+  uint64_t kept = 0;
+  int code = api.hipDeviceGetDefaultMemPool(&pool, index);
+  if (code == 0) code = api.hipMemPoolGetAttribute(pool, kHipPoolReleaseThreshold, &kept);
+  if (code != 0 || kept >= bytes) return code;
+  return api.hipMemPoolSetAttribute(pool, kHipPoolReleaseThreshold, &bytes);
+}
+inline int empty_pool(int index) {
+  if (!hip_api().hipDeviceGetDefaultMemPool || !hip_api().hipMemPoolTrimTo) return kHipNotSupported;
   RawPool* pool = nullptr;
   const int code = hip_api().hipDeviceGetDefaultMemPool(&pool, index);
-  return code ? code : hip_api().hipMemPoolSetAttribute(pool, kHipPoolReleaseThreshold, &bytes);
+  return code ? code : hip_api().hipMemPoolTrimTo(pool, 0);
 }
 inline int allocate_in_order(void** memory, size_t bytes, Stream stream) {
   return hip_api().hipMallocAsync(memory, bytes, stream);

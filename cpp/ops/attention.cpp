@@ -77,7 +77,8 @@ Tensor rope(const Tensor& x, const Tensor& positions, const RopeFrequencies& fre
                                  .concentration = frequencies.concentration};
   call_kernel(x.device(), &Kernels::rope_table, "rope_table", nullptr, table_args);
   Tensor y = Tensor::empty(x.shape(), Dtype::f32, x.device());
-  const Status copied = runtime(x.device()).copy(x.device().index, nullptr, y.data(), x.data(), x.nbytes());
+  StreamHandle* stream = is_gpu(x.device().kind) ? default_stream(x.device()) : nullptr;
+  const Status copied = runtime(x.device()).copy(x.device().index, stream, y.data(), x.data(), x.nbytes());
   if (copied != Status::ok) throw_status(x.device().kind, copied);
   const RopeArgs args{.x = y.data_as<float>(),
                       .table = table.data_as<float>(),

@@ -89,7 +89,7 @@ struct Saved {
   Tensor x, pe;                                 // product mode recomputes its addresses
   int64_t batch = 0, length = 1;
   int64_t num_anchors = 0, positional_dim = 0;  // of the layer whose addresses these are; 0: not known
-  bool unchanged = false;  // as forward gave it; clear it when you change a value
+  bool unchanged = false;                       // as forward gave it; clear it when you change a value
 };
 
 struct Forward {
@@ -98,9 +98,10 @@ struct Forward {
 };
 
 // W is the caller's weight tensor. `pe` is undefined when Npe is 0. Staged: every buffer of the data flow is
-// written out (float mode, small sizes).
+// written out (float mode, small sizes). Tensors that `into` has are written, and returned, instead of new
+// ones; those of its `saved` in training.
 Forward forward(const Layer& layer, const Tensor& weights, const Tensor& x, const Tensor& pe, bool training,
-                Workspace& work, bool staged = false);
+                Workspace& work, bool staged = false, const Forward& into = {});
 // The outputs for given indices: rows mode only.
 Tensor fill_outputs(const Layer& layer, const Tensor& weights, const Tensor& index, Workspace& work);
 
@@ -110,7 +111,8 @@ struct BackwardOptions {
   bool normalized = false;  // gradients /= max(max |gradient|, 1e-16)
   float eta = 0;            // internal: W -= eta * gradient, after the gradient of x was taken with the old W
   bool need_x = true;
-  Tensor gw = {};  // dense: where to write it, or undefined
+  Tensor gw = {};  // dense: where to write it, or undefined; gx and gpe alike
+  Tensor gx = {}, gpe = {};
 };
 struct Gradients {
   Tensor gx, gpe;

@@ -62,11 +62,6 @@ void check(const Pass& p) {
   }
   TRIVIUM_CHECK(!o.gw.numel() || o.policy == WeightPolicy::dense,
                 "lut backward: gw goes with the dense policy");
-  if (o.gw.numel()) {
-    check_tensor(o.gw, Dtype::f32, layer.device(), "lut backward: gw");
-    TRIVIUM_CHECK(o.gw.shape() == p.weights.shape() && !o.gw.read_only(), "lut backward: gw is ",
-                  o.gw.shape(), ", expected a writable ", p.weights.shape());
-  }
   TRIVIUM_CHECK(p.work.device() == layer.device(), "lut backward: the workspace is on ", p.work.device(),
                 ", the layer on ", layer.device());
 }
@@ -134,7 +129,9 @@ void set_target(Pass& p) {
   p.target.rates = p.layer.rates().numel() ? p.layer.rates().data_as<float>() : nullptr;
   switch (p.options.policy) {
     case WeightPolicy::dense:
-      p.out.gw = p.options.gw.numel() ? p.options.gw : p.work.result(p.weights.shape());
+      p.out.gw = p.options.gw.numel()
+                     ? room_for(p.options.gw, p.weights.shape(), Dtype::f32, "lut backward: gw", p.work)
+                     : p.work.result(p.weights.shape());
       break;
     case WeightPolicy::rows:
       find_rows(p);
@@ -349,10 +346,11 @@ Gradients backward(const Layer& layer, const Tensor& weights, const Tensor& gy, 
   if (!saved.unchanged && checks_first) admitted.check();
   const LayerOptions& o = layer.options();
   if (options.need_x)
-    p.out.gx = work.buffer(
+    p.out.gx = room_for(
+        options.gx,
         layer.is_sequence() ? Shape{saved.batch, saved.length, o.inputs} : Shape{saved.batch, o.inputs},
-        Dtype::f32);
-  if (p.has_pe()) p.out.gpe = work.buffer(layer.pe_shape(), Dtype::f32);
+        Dtype::f32, "lut backward: gx", work);
+  if (p.has_pe()) p.out.gpe = room_for(options.gpe, layer.pe_shape(), Dtype::f32, "lut backward: gpe", work);
   if (!layer.is_product()) {
     p.delta = p.accumulators({p.rows(), layer.num_tables()});
     if (p.has_pe()) p.pe_delta = p.accumulators({saved.batch, saved.length - 1, layer.num_tables()});

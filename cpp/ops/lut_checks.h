@@ -12,6 +12,16 @@ inline void check_tensor(const Tensor& t, Dtype dtype, Device device, const char
   TRIVIUM_CHECK(t.is_contiguous(), what, " is not contiguous");
 }
 
+// The caller's tensor where one is given, which must be as described; else new memory.
+inline Tensor room_for(const Tensor& given, const Shape& shape, Dtype dtype, const char* what,
+                       Workspace& work) {
+  if (!given.defined()) return work.buffer(shape, dtype);
+  check_tensor(given, dtype, work.device(), what);
+  TRIVIUM_CHECK(given.shape() == shape && !given.read_only(), what, " is ", given.shape(),
+                given.read_only() ? " and read-only" : "", ", expected a writable ", shape);
+  return given;
+}
+
 inline void check_weights(const Layer& layer, const Tensor& weights, const char* op) {
   check_tensor(weights, Dtype::f32, layer.device(), concat(op, ": weight").c_str());
   TRIVIUM_CHECK(weights.shape() == layer.weight_shape(), op, ": weights are ", weights.shape(), ", expected ",

@@ -8,25 +8,29 @@ namespace trivium::lut {
 
 namespace {
 
-// Where the detectors of x's rows, `shape`, and of `distances` embeddings leave their results.
+// Where the detectors of x's rows, `shape`, and of `distances` embeddings leave their results: the tensors of
+// `saved` that are given, or new ones.
 void make_room(const Layer& layer, const Shape& shape, int64_t distances, bool training, Saved& saved,
                Workspace& work) {
-  saved.index = work.buffer(shape, Dtype::i32);
+  const auto make = [&](Tensor& t, const Shape& s, Dtype dtype, const char* what) {
+    t = room_for(t, s, dtype, what, work);
+  };
+  make(saved.index, shape, Dtype::i32, "lut forward: index");
   if (training) {
-    saved.min_delta = work.buffer(shape, Dtype::f32);
-    saved.min_index = work.buffer(shape, Dtype::i32);
+    make(saved.min_delta, shape, Dtype::f32, "lut forward: min_delta");
+    make(saved.min_index, shape, Dtype::i32, "lut forward: min_index");
   }
   if (layer.options().positional_dim == 0) return;
   const Shape pe_shape{distances, layer.num_tables()};
-  saved.pe_index = work.buffer(pe_shape, Dtype::i32);
+  make(saved.pe_index, pe_shape, Dtype::i32, "lut forward: pe_index");
   if (training) {
-    saved.pe_min_delta = work.buffer(pe_shape, Dtype::f32);
-    saved.pe_min_index = work.buffer(pe_shape, Dtype::i32);
+    make(saved.pe_min_delta, pe_shape, Dtype::f32, "lut forward: pe_min_delta");
+    make(saved.pe_min_index, pe_shape, Dtype::i32, "lut forward: pe_min_index");
   }
 }
 
 // check_detectors on stream 0.
-void detect(const Layer& layer, const Tensor& x, Saved& saved, Workspace& work) {
+void detect(const Layer& layer, const Tensor& x, const Saved& saved, Workspace& work) {
   const bool training = saved.min_index.defined();
   const LutDetectArgs args{.x = x.data_as<float>(),
                            .anchors = layer.anchors().data_as<int32_t>(),
@@ -43,7 +47,7 @@ void detect(const Layer& layer, const Tensor& x, Saved& saved, Workspace& work) 
 }
 
 // check_positional_embeddings on stream 1, joined by stream 0.
-void detect_pe(const Layer& layer, const Tensor& pe, Saved& saved, Workspace& work) {
+void detect_pe(const Layer& layer, const Tensor& pe, const Saved& saved, Workspace& work) {
   if (layer.options().positional_dim == 0) return;
   const bool training = saved.pe_min_index.defined();
   const LutDetectPeArgs args{.pe = pe.data_as<float>(),
@@ -117,7 +121,7 @@ void sequence_forward(const Layer& layer, const Tensor& weights, const Saved& sa
 }  // namespace
 
 Forward forward(const Layer& layer, const Tensor& weights, const Tensor& x, const Tensor& pe, bool training,
-                Workspace& work, bool staged) {
+                Workspace& work, bool staged, const Forward& into) {
   check_weights(layer, weights, "lut forward");
   check_pe(layer, pe, "lut forward");
   check_x(layer, x);
@@ -126,15 +130,17 @@ Forward forward(const Layer& layer, const Tensor& weights, const Tensor& x, cons
   TRIVIUM_CHECK(!staged || (layer.options().int_rescaler == 0 && !layer.is_product()),
                 "lut forward: the staged path has float mode and no product modes");
   Forward f;
+  if (training && !layer.is_product()) f.saved = into.saved;
   f.saved.batch = x.dim(0);
   f.saved.length = layer.is_sequence() ? x.dim(1) : 1;
   f.saved.num_anchors = layer.num_anchors();
   f.saved.positional_dim = layer.options().positional_dim;
   f.saved.unchanged = true;
   const int64_t rows = f.saved.batch * f.saved.length, outputs = layer.options().outputs;
-  f.y = work.buffer(
+  f.y = room_for(
+      into.y,
       layer.is_sequence() ? Shape{f.saved.batch, f.saved.length, outputs} : Shape{f.saved.batch, outputs},
-      Dtype::f32);
+      Dtype::f32, "lut forward: y", work);
   Tensor stat, events;
   if (layer.is_product()) {
     f.saved.x = x;

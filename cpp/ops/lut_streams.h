@@ -1,4 +1,4 @@
-// The streams a LUT operation runs its stages on, joined by events; nothing here waits for a device.
+// The streams a LUT operation runs its stages on, joined by events.
 #pragma once
 
 #include <optional>

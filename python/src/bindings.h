@@ -50,6 +50,11 @@ struct ArrayLike {
   Tensor tensor;
 };
 
+// Parameter type of arrays that are written: never a copy, BufferError where they cannot be shared.
+struct OutputArray {
+  Tensor tensor;
+};
+
 // Keyword `device` of the ops: arguments that lie elsewhere are copied there; None leaves them where they
 // are.
 struct OnDevice {
@@ -69,6 +74,15 @@ struct type_caster<trivium::python::ArrayLike> {
   bool load(handle source, bool) {
     value.tensor = trivium::python::tensor_from_python(source);
     if (!value.tensor.is_contiguous()) value.tensor = trivium::python::deep_copy(value.tensor);
+    return true;
+  }
+};
+
+template <>
+struct type_caster<trivium::python::OutputArray> {
+  PYBIND11_TYPE_CASTER(trivium::python::OutputArray, const_name("typing.Any"));
+  bool load(handle source, bool) {
+    value.tensor = trivium::python::tensor_from_python(source, false);
     return true;
   }
 };

@@ -1,6 +1,7 @@
 #include "dlpack.h"
 
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -65,13 +66,21 @@ Device device_from(DeviceId id) {
   }
 }
 
-thread_local std::vector<const ForeignStream*> g_inside;
+thread_local std::vector<ForeignStream> g_inside;
 
 // The innermost one of this thread that is over the device.
 const ForeignStream* inside(Device device) {
   for (size_t i = g_inside.size(); i-- > 0;)
-    if (g_inside[i]->device() == device) return g_inside[i];
+    if (g_inside[i].device() == device) return &g_inside[i];
   return nullptr;
+}
+
+// Runs fn, which may block, without the GIL where the thread has it.
+template <class Fn>
+void without_gil(const Fn& fn) {
+  std::optional<py::gil_scoped_release> release;
+  if (interpreter_alive() && PyGILState_Check()) release.emplace();
+  fn();
 }
 
 // Calls an entry about the default stream of `device`.
@@ -86,8 +95,7 @@ template <class Struct>
 struct Exported {
   Struct managed{};
   Tensor tensor;
-  std::optional<void*> consumer;  // the only stream that uses it
-  bool taken = true;              // by a consumer
+  bool taken = true;  // by a consumer
   std::array<int64_t, Shape::kMaxRank> shape{}, strides{};
 
   explicit Exported(const Tensor& t) : tensor(t) {
@@ -102,16 +110,12 @@ struct Exported {
                       .byte_offset = 0};
     managed.context = this;
     managed.deleter = [](Struct* self) { delete static_cast<Exported*>(self->context); };
-    if (const ForeignStream* s = inside(t.device())) consumer = s->native();
   }
+  // Nobody says on which streams the memory was used.
   ~Exported() {
     const Device device = tensor.device();
     if (!taken || device_of(tensor).type == kCpu) return;
-    const Runtime& r = runtime(device);  // what fails here fails again, and is said, in the next call
-    if (consumer)
-      r.wait_foreign(default_stream(device), *consumer);
-    else if (r.device_synchronize)
-      r.device_synchronize(device.index);
+    if (const auto wait = runtime(device).device_synchronize) without_gil([&] { wait(device.index); });
   }
 };
 
@@ -135,15 +139,24 @@ PyObject* new_capsule(Exported<Struct>* exported, const char* name, PyCapsule_De
 }
 
 // Gives a consumed struct back to its producer, which may need the GIL to drop Python objects: after the work
-// that we have queued on it, unless the producer's stream waits for that.
+// that we have queued on it. DeviceError when we have no such device.
 template <class Struct>
 std::shared_ptr<void> release_later(Struct* managed) {
   const Device device = device_from(managed->tensor.device);
-  const bool waits = is_gpu(device.kind) && !inside(device);
-  return {managed, [device, waits](void* p) {
+  std::function<void()> settle = [] {};
+  if (const ForeignStream* theirs = inside(device))
+    settle = [stream = *theirs] { stream.be_followed(); };
+  else if (is_gpu(device.kind))
+    settle = [wait = runtime(device).stream_synchronize, ours = default_stream(device)] {
+      without_gil([&] { wait(ours); });
+    };
+  return {managed, [settle = std::move(settle)](void* p) {
             auto* m = static_cast<Struct*>(p);
             if (!m->deleter || !interpreter_alive()) return;
-            if (waits) runtime(device).stream_synchronize(default_stream(device));
+            try {
+              settle();
+            } catch (const Error&) {  // the device is lost: later calls say so
+            }
             const py::gil_scoped_acquire gil;
             m->deleter(m);
           }};
@@ -182,7 +195,8 @@ void make_consumer_wait(const Tensor& tensor, const py::object& stream) {
   const DeviceId id = device_of(tensor);
   if (id.type == kCpu) {
     TRIVIUM_CHECK(stream.is_none(), "__dlpack__: stream must be None for a tensor on ", tensor.device());
-    if (is_gpu(tensor.device().kind)) synchronize(tensor.device(), default_stream(tensor.device()));
+    const Device device = tensor.device();
+    if (is_gpu(device.kind)) without_gil([&] { synchronize(device, default_stream(device)); });
     return;
   }
   const bool rocm = id.type == kRocm;
@@ -199,7 +213,7 @@ void make_consumer_wait(const Tensor& tensor, const py::object& stream) {
 py::object import_stream(DeviceId id) {
   const Device device = device_from(id);
   if (device.kind == DeviceKind::cpu) return py::none();
-  if (inside(device)) return py::int_(-1);  // we wait for its stream already
+  if (inside(device)) return py::int_(-1);  // finish_import() sees to it
   void* native = nullptr;
   call_runtime(device, runtime(device).stream_native, &native);
   return py::int_(reinterpret_cast<uintptr_t>(native));
@@ -207,19 +221,35 @@ py::object import_stream(DeviceId id) {
 
 void finish_import(DeviceId id) {
   const Device device = device_from(id);
-  if (device.kind == DeviceKind::cpu || inside(device)) return;
+  if (device.kind == DeviceKind::cpu) return;
+  if (const ForeignStream* theirs = inside(device)) return theirs->follow();
   const py::gil_scoped_release release;
   synchronize(device, default_stream(device));
 }
 
-void ForeignStream::enter() {
-  call_runtime(device_, runtime(device_).wait_foreign, native());
-  g_inside.push_back(this);
+ForeignStream::ForeignStream(DeviceId device, uintptr_t native)
+    : device_(device_from(device)), native_(native) {}
+
+void ForeignStream::follow() const {
+  call_runtime(device_, runtime(device_).wait_foreign, reinterpret_cast<void*>(native_));
 }
 
-void ForeignStream::exit() {
-  std::erase(g_inside, this);
-  call_runtime(device_, runtime(device_).foreign_wait, native());
+void ForeignStream::be_followed() const {
+  call_runtime(device_, runtime(device_).foreign_wait, reinterpret_cast<void*>(native_));
+}
+
+void ForeignStream::enter() const {
+  follow();
+  g_inside.push_back(*this);
+}
+
+void ForeignStream::exit() const {
+  for (size_t i = g_inside.size(); i-- > 0;)
+    if (g_inside[i].device() == device_ && g_inside[i].native_ == native_) {
+      g_inside.erase(g_inside.begin() + static_cast<ptrdiff_t>(i));
+      break;
+    }
+  be_followed();
 }
 
 py::capsule to_capsule(const Tensor& tensor, bool versioned, bool copied) {
@@ -245,13 +275,15 @@ Tensor from_capsule(const py::object& capsule) {
     if (managed->version.major != kMajor)
       throw py::buffer_error(concat("from_dlpack: DLPack version ", managed->version.major, ".",
                                     managed->version.minor, "; version ", kMajor, ".x is supported"));
+    std::shared_ptr<void> owner = release_later(managed);
     PyCapsule_SetName(c, kUsedVersionedName);
-    return wrap(managed->tensor, release_later(managed), (managed->flags & kReadOnly) != 0);
+    return wrap(managed->tensor, std::move(owner), (managed->flags & kReadOnly) != 0);
   }
   if (PyCapsule_IsValid(c, kName)) {
     auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(c, kName));
+    std::shared_ptr<void> owner = release_later(managed);
     PyCapsule_SetName(c, kUsedName);
-    return wrap(managed->tensor, release_later(managed), false);
+    return wrap(managed->tensor, std::move(owner), false);
   }
   throw py::buffer_error("from_dlpack: __dlpack__() did not return an unused DLPack capsule");
 }

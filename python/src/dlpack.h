@@ -64,22 +64,23 @@ DeviceId device_of(const Tensor& tensor);
 void make_consumer_wait(const Tensor& tensor, const pybind11::object& stream);
 
 // What a producer on `id` is to call its stream argument: ours, or None for host memory. Once the producer
-// has answered, finish_import() blocks until its work is done. DeviceError when we have no such device.
+// has answered, finish_import() makes our work wait for its, or blocks until that is done. DeviceError when
+// we have no such device.
 pybind11::object import_stream(DeviceId id);
 void finish_import(DeviceId id);
 
-// trivium._core.ForeignStream, a context manager: while a thread is inside, our work on `device` comes after
-// what the other library's stream `native` has been given before, and that stream's later work after ours, by
-// events alone. Tensors of `device` that are imported or exported inside are taken to be used on that stream
-// only; so neither they nor their memory, when it is given back, wait for the host. Outside, where nobody
-// says which streams a consumer uses, exported memory is given back after all work of the device.
+// trivium._core.ForeignStream, a context manager: while a thread is inside, arrays of `device` that it
+// imports are used by the other library on its stream `native` only, which outlives them. By events alone our
+// work then comes after what that stream was given before the import, and what it is given after an array is
+// let go, or after the end, comes after our work. Without it the host waits in both places.
 class ForeignStream {
  public:
-  ForeignStream(Device device, uintptr_t native) : device_(device), native_(native) {}
-  void enter();
-  void exit();
+  ForeignStream(DeviceId device, uintptr_t native);
+  void enter() const;
+  void exit() const;
+  void follow() const;       // our later work comes after what the stream has been given
+  void be_followed() const;  // its later work after ours
   Device device() const { return device_; }
-  void* native() const { return reinterpret_cast<void*>(native_); }
 
  private:
   Device device_;

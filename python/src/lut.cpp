@@ -12,9 +12,30 @@ namespace trivium::python {
 namespace {
 
 using Optional = std::optional<ArrayLike>;
+using Outputs = std::vector<OutputArray>;
 using Release = py::call_guard<py::gil_scoped_release>;
 
-Tensor or_absent(const Optional& a) { return a ? a->tensor : Tensor(); }
+template <class Array>
+Tensor or_absent(const std::optional<Array>& a) {
+  return a ? a->tensor : Tensor();
+}
+
+// What a forward writes, in the order of LutLayer.forward's `out`.
+lut::Forward to_be_written(const std::optional<Outputs>& out) {
+  lut::Forward f;
+  if (!out) return f;
+  Tensor* places[] = {&f.y,
+                      &f.saved.index,
+                      &f.saved.min_delta,
+                      &f.saved.min_index,
+                      &f.saved.pe_index,
+                      &f.saved.pe_min_delta,
+                      &f.saved.pe_min_index};
+  TRIVIUM_CHECK(out->size() == 1 || out->size() == 4 || out->size() == 7, "lut forward: out has ",
+                out->size(), " arrays, expected 1 (y), 4 or 7");
+  for (size_t i = 0; i < out->size(); ++i) *places[i] = (*out)[i].tensor;
+  return f;
+}
 
 // A layer with the streams its calls run on; calls from several threads take turns.
 class PyLutLayer {
@@ -23,9 +44,10 @@ class PyLutLayer {
       : layer_(std::move(options), parse_device(device)), work_(layer_.device()) {}
 
   const lut::Layer& layer() const { return layer_; }
-  lut::Forward forward(const Tensor& w, const Tensor& x, const Tensor& pe, bool training, bool staged) {
+  lut::Forward forward(const Tensor& w, const Tensor& x, const Tensor& pe, bool training, bool staged,
+                       const lut::Forward& into) {
     const std::lock_guard lock(mutex_);
-    return lut::forward(layer_, w, x, pe, training, work_, staged);
+    return lut::forward(layer_, w, x, pe, training, work_, staged, into);
   }
   Tensor fill_outputs(const Tensor& w, const Tensor& index) {
     const std::lock_guard lock(mutex_);
@@ -121,6 +143,8 @@ void register_saved(py::module_& m) {
            py::arg("unchanged") = false,
            "Of the tensors of an earlier one; product modes need x and pe alone. unchanged: their values are "
            "the forward's, and a device is not waited for to check them.")
+      .def_readwrite("unchanged", &lut::Saved::unchanged,
+                     "Whether the values are the forward's; clear it after writing to them.")
       .def_property_readonly("index", tensor_of(&lut::Saved::index, Dtype::i32),
                              "int32 [batch, (length,) tables]")
       .def_property_readonly("min_delta", tensor_of(&lut::Saved::min_delta, Dtype::f32),
@@ -156,12 +180,16 @@ void register_calls(py::class_<PyLutLayer, std::shared_ptr<PyLutLayer>>& c) {
   c.def(
       "forward",
       [](PyLutLayer& l, const ArrayLike& weights, const ArrayLike& x, const Optional& pe, bool training,
-         bool staged) {
-        lut::Forward f = l.forward(weights.tensor, x.tensor, or_absent(pe), training, staged);
+         bool staged, const std::optional<Outputs>& out) {
+        lut::Forward f =
+            l.forward(weights.tensor, x.tensor, or_absent(pe), training, staged, to_be_written(out));
         return std::pair{std::move(f.y), std::make_shared<lut::Saved>(std::move(f.saved))};
       },
       py::arg("weights"), py::arg("x"), py::arg("pe") = py::none(), py::kw_only(), py::arg("training") = true,
-      py::arg("staged") = false, Release(), "(y, saved) of x float32 [batch, (length,) inputs].");
+      py::arg("staged") = false, py::arg("out") = py::none(), Release(),
+      "(y, saved) of x float32 [batch, (length,) inputs]. out: arrays to write y and, in training, the six "
+      "of "
+      "saved to.");
   c.def(
       "fill_outputs",
       [](PyLutLayer& l, const ArrayLike& weights, const ArrayLike& index) {
@@ -171,21 +199,25 @@ void register_calls(py::class_<PyLutLayer, std::shared_ptr<PyLutLayer>>& c) {
   c.def(
       "backward",
       [](PyLutLayer& l, const ArrayLike& weights, const ArrayLike& gy, const lut::Saved& saved,
-         const std::string& policy, bool normalized, float eta, bool need_x, const Optional& gw,
-         bool staged) {
+         const std::string& policy, bool normalized, float eta, bool need_x,
+         const std::optional<OutputArray>& gw, const std::optional<OutputArray>& gx,
+         const std::optional<OutputArray>& gpe, bool staged) {
         return l.backward(weights.tensor, gy.tensor, saved,
                           {.policy = parse_policy(policy),
                            .normalized = normalized,
                            .eta = eta,
                            .need_x = need_x,
-                           .gw = or_absent(gw)},
+                           .gw = or_absent(gw),
+                           .gx = or_absent(gx),
+                           .gpe = or_absent(gpe)},
                           staged);
       },
       py::arg("weights"), py::arg("gy"), py::arg("saved"), py::kw_only(), py::arg("policy") = "dense",
       py::arg("normalized") = false, py::arg("eta") = 0.0f, py::arg("need_x") = true,
-      py::arg("gw") = py::none(), py::arg("staged") = false, Release(),
+      py::arg("gw") = py::none(), py::arg("gx") = py::none(), py::arg("gpe") = py::none(),
+      py::arg("staged") = false, Release(),
       "Gradients for gy, shaped like y. policy: none, dense, rows, or internal (weights -= eta * gradient, "
-      "after the input gradient was taken). gw: where to write a dense gradient.");
+      "after the input gradient was taken). gw (dense), gx, gpe: where to write them.");
   c.def(
       "make_cache",
       [](PyLutLayer& l, int64_t slots, int64_t max_step_rows) {

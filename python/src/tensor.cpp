@@ -170,12 +170,14 @@ void register_tensor(py::module_& m) {
   define_conversions(tensor);
   py::class_<dlpack::ForeignStream>(
       m, "ForeignStream",
-      "Inside, our work on a device follows what another library's stream was given before, and its later "
-      "work ours, without the host. Arrays of the device that cross inside are used on that stream only.")
-      .def(py::init([](const std::string& device, uintptr_t native) {
-             return dlpack::ForeignStream(parse_device(device), native);
+      "Inside, our work on imported arrays of a device follows what the other library's stream was given "
+      "before, and what it is given afterwards follows ours, without the host. The arrays are used on that "
+      "stream only, which outlives them.")
+      .def(py::init([](std::pair<int32_t, int32_t> device, uintptr_t native) {
+             return dlpack::ForeignStream({device.first, device.second}, native);
            }),
-           py::arg("device"), py::arg("native"), "native: the vendor's handle as a number.")
+           py::arg("device"), py::arg("native"),
+           "device: as __dlpack_device__() gives it. native: the vendor's handle as a number.")
       .def("__enter__", &dlpack::ForeignStream::enter)
       .def("__exit__", [](dlpack::ForeignStream& s, const py::args&) { s.exit(); });
   m.def("from_dlpack", make, py::arg("value"), py::kw_only(), py::arg("dtype") = py::none(),

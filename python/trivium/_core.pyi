@@ -145,13 +145,17 @@ class Tensor:
 
 class ForeignStream:
     """
-    Inside, our work on a device follows what another library's stream was given before, and its later work ours, without the host. Arrays of the device that cross inside are used on that stream only.
+    Inside, our work on imported arrays of a device follows what the other library's stream was given before, and what it is given afterwards follows ours, without the host. The arrays are used on that stream only, which outlives them.
     """
     def __enter__(self) -> None: ...
     def __exit__(self, *args) -> None: ...
-    def __init__(self, device: str, native: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(
+        self,
+        device: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex],
+        native: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
         """
-        native: the vendor's handle as a number.
+        device: as __dlpack_device__() gives it. native: the vendor's handle as a number.
         """
 
 class Tokenizer:
@@ -352,6 +356,13 @@ class LutSaved:
         """
         int32, like pe_index
         """
+    @property
+    def unchanged(self) -> bool:
+        """
+        Whether the values are the forward's; clear it after writing to them.
+        """
+    @unchanged.setter
+    def unchanged(self, arg0: bool) -> None: ...
 
 class LutGradients:
     """
@@ -425,10 +436,12 @@ class LutLayer:
         eta: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         need_x: bool = True,
         gw: typing.Any | None = None,
+        gx: typing.Any | None = None,
+        gpe: typing.Any | None = None,
         staged: bool = False,
     ) -> LutGradients:
         """
-        Gradients for gy, shaped like y. policy: none, dense, rows, or internal (weights -= eta * gradient, after the input gradient was taken). gw: where to write a dense gradient.
+        Gradients for gy, shaped like y. policy: none, dense, rows, or internal (weights -= eta * gradient, after the input gradient was taken). gw (dense), gx, gpe: where to write them.
         """
     def decode(
         self,
@@ -454,9 +467,10 @@ class LutLayer:
         *,
         training: bool = True,
         staged: bool = False,
+        out: collections.abc.Sequence[typing.Any] | None = None,
     ) -> tuple[Tensor, LutSaved]:
         """
-        (y, saved) of x float32 [batch, (length,) inputs].
+        (y, saved) of x float32 [batch, (length,) inputs]. out: arrays to write y and, in training, the six of saved to.
         """
     def make_cache(
         self,

@@ -1,8 +1,8 @@
 """LUT layers for PyTorch: trivium.torch.LUTLayer. Weights are torch parameters over the memory of the layer.
 
-Layers run where their parameters are, on the cpu or a cuda or hip device. Tensors cross by DLPack without copies:
-trivium's stream waits for what torch's current stream has written, and torch's stream for trivium's results. The
-host waits for neither.
+Layers run where their parameters are, on the cpu or a cuda or hip device. Tensors cross by DLPack without copies, and
+results are written to torch's own memory, whose rules about streams hold: trivium's stream waits for what torch's current
+stream has written, and torch's stream for trivium's results. The host waits for row-sparse gradients alone.
 """
 
 import contextlib
@@ -57,51 +57,46 @@ def device_name(device: torch.device) -> str:
 
 @contextlib.contextmanager
 def _queued(x: Tensor) -> Iterator[None]:
-    """Work inside is ordered with torch's current stream on the device of x, which is torch's current device there.
-
-    As with torch's own tensors, results that are used on further streams must be kept until those are done.
-    """
-    if x.device.type == "cpu":
+    """Work inside is ordered with torch's current stream on the device of x, which is torch's current device there."""
+    # torch hands over tensors of its current device only
+    with torch.cuda.device_of(x), contextlib.ExitStack() as inside:
+        if x.device.type != "cpu":
+            stream = torch.cuda.current_stream(x.device).cuda_stream
+            inside.enter_context(_core.ForeignStream(x.__dlpack_device__(), stream))
         yield
-        return
-    with torch.cuda.device_of(x):  # torch hands over tensors of its current device only
-        stream = torch.cuda.current_stream(x.device).cuda_stream
-        with _core.ForeignStream(device_name(x.device), stream):
-            yield
 
 
-def _empty_like_saved(module: "LUTModule", x: Tensor) -> list[Tensor]:
-    """Shapes of what a forward saves: index, min_delta, min_index, and those of the embeddings."""
-    if module.is_product:
-        return [x.new_empty(0) for _ in range(6)]
+def _forward_results(module: "LUTModule", x: Tensor, training: bool) -> list[Tensor]:
+    """Room for y and what a forward saves: index, min_delta, min_index, and those of the embeddings."""
+    y = x.new_empty([*x.shape[:-1], module.layer.n_outputs])
+    if module.is_product or not training:
+        return [y, *(x.new_empty(0) for _ in range(6))]
     tables = module.layer.anchors.shape[0]
     rows = [*x.shape[:-1], tables]
     distances = [x.shape[1] - 1 if module.layer.positional_dim else 0, tables]
     kinds = (torch.int32, torch.float32, torch.int32)
-    return [x.new_empty(shape, dtype=kind) for shape in (rows, distances) for kind in kinds]
+    return [y, *(x.new_empty(shape, dtype=kind) for shape in (rows, distances) for kind in kinds)]
 
 
 @torch.library.custom_op("trivium::lut_forward", mutates_args=())
 def lut_forward(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> list[Tensor]:
     """[y, index, min_delta, min_index, pe_index, pe_min_delta, pe_min_index] of x float32 [..., inputs]."""
     module = _layers[number]
+    y, *saved = out = _forward_results(module, x, training)
     with _queued(x):
-        y, s = module.native.forward(
-            weight.detach(), x.detach().contiguous(), module.pe_argument(pe), training=training
+        module.native.forward(
+            weight.detach(),
+            x.detach().contiguous(),
+            module.pe_argument(pe),
+            training=training,
+            out=[y] if module.is_product or not training else out,
         )
-        saved = [s.index, s.min_delta, s.min_index, s.pe_index, s.pe_min_delta, s.pe_min_index]
-        if module.is_product or not training:
-            return [_torch(y), *(x.new_empty(0) for _ in saved)]
-        likes = _empty_like_saved(module, x)
-        return [_torch(y), *(_torch(t) if t.size else like for t, like in zip(saved, likes))]
+    return [y, *saved]
 
 
 @lut_forward.register_fake
 def _(x: Tensor, weight: Tensor, pe: Tensor, number: int, training: bool) -> list[Tensor]:
-    module = _layers[number]
-    y = x.new_empty([*x.shape[:-1], module.layer.n_outputs])
-    saved = _empty_like_saved(module, x) if training else [x.new_empty(0) for _ in range(6)]
-    return [y, *saved]
+    return _forward_results(_layers[number], x, training)
 
 
 def _saved(module: "LUTModule", x: Tensor, pe: Tensor, saved: list[Tensor]) -> _core.LutSaved:
@@ -112,6 +107,10 @@ def _saved(module: "LUTModule", x: Tensor, pe: Tensor, saved: list[Tensor]) -> _
     return _core.LutSaved(
         index, delta, alternative, pe_index, pe_delta, pe_alternative, batch, length, unchanged=True, **more
     )
+
+
+def _like(t: Tensor, needed: bool = True) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format) if needed else t.new_empty(0)
 
 
 @torch.library.custom_op("trivium::lut_backward", mutates_args=())
@@ -127,6 +126,8 @@ def lut_backward(
 ) -> list[Tensor]:
     """[gx, gW, gPE]; what is not needed is empty."""
     module = _layers[number]
+    reuses = weight.device.type == "cpu"  # the memory of an earlier gradient, which is faster than new pages
+    gx, gw, gpe = _like(x, need_x), _like(weight, need_w and not reuses), _like(pe)
     with _queued(x):
         g = module.native.backward(
             weight.detach(),
@@ -135,16 +136,11 @@ def lut_backward(
             policy="dense" if need_w else "none",
             normalized=module.layer.normalized,
             need_x=need_x,
+            gx=gx if need_x else None,
+            gw=gw if need_w and not reuses else None,
+            gpe=gpe if pe.numel() else None,
         )
-        return [
-            _torch(g.gx) if need_x else x.new_empty(0),
-            _torch(g.gw) if need_w else weight.new_empty(0),
-            _torch(g.gpe) if pe.numel() else pe.new_empty(0),
-        ]
-
-
-def _like(t: Tensor, needed: bool = True) -> Tensor:
-    return torch.empty_like(t, memory_format=torch.contiguous_format) if needed else t.new_empty(0)
+    return [gx, _torch(g.gw) if need_w and reuses else gw, gpe]
 
 
 @lut_backward.register_fake
@@ -168,16 +164,19 @@ def lut_backward_internal(
     """(gx, gPE); weight -= eta * gradient, eta from the layer's hook. An op that changes an argument must not return
     a list, or torch.compile refuses it."""
     module = _layers[number]
+    gx, gpe = _like(x, need_x), _like(pe)
     with _queued(x):
-        g = module.native.backward(
+        module.native.backward(
             weight.detach(),
             gy.detach().contiguous(),
             _saved(module, x, pe, saved),
             policy="internal",
             eta=module.step_size(),
             need_x=need_x,
+            gx=gx if need_x else None,
+            gpe=gpe if pe.numel() else None,
         )
-        return _torch(g.gx) if need_x else x.new_empty(0), _torch(g.gpe) if pe.numel() else pe.new_empty(0)
+    return gx, gpe
 
 
 @lut_backward_internal.register_fake
@@ -201,9 +200,9 @@ def _row_sparse(
         need_x=ctx.needs_input_grad[0],
     )
     if module.layer.targets is None:
+        values = _torch(g.gw).reshape(g.rows.size, module.layer.n_outputs)
         rows, cells = _torch(g.rows).to(weight.device), module.native.cells
         where = torch.stack([rows // cells, rows % cells])
-        values = _torch(g.gw).reshape(len(rows), module.layer.n_outputs)
     else:
         index, flat = module.layer._weight_gradient(g).flat()
         where, values = (torch.from_numpy(a).to(weight.device) for a in (index[None], flat))

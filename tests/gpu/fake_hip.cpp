@@ -76,6 +76,16 @@ int hipFreeAsync(void* memory, void*) {
   drop(g_fake.in_order_memory);
   return hipFree(memory);
 }
+int hipMemPoolGetAttribute(void* pool, int attribute, void* value) {
+  if (pool != &g_fake || attribute != 4) return 1;
+  std::memcpy(value, &g_fake.pool_keeps, sizeof g_fake.pool_keeps);
+  return 0;
+}
+int hipMemPoolTrimTo(void*, size_t bytes) {
+  g_fake.free_bytes += g_fake.in_pool;
+  g_fake.in_pool = 0;
+  return bytes == 0 ? 0 : 1;
+}
 int hipDeviceGetDefaultMemPool(void** pool, int) {
   *pool = &g_fake;
   return 0;

@@ -20,6 +20,7 @@ struct FakeHip {
   bool capturing = false;
   bool has_pools = true;             // gives memory in the order of a stream
   int64_t pool_keeps = 0;            // bytes, as asked
+  int64_t in_pool = 0;               // bytes that the pool would give back
   int in_order_memory = 0;           // live, of live_memory
   std::vector<std::string> kernels;  // registered
   std::vector<FakeLaunch> launches;

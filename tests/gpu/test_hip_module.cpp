@@ -148,6 +148,23 @@ TEST(HipModule, MemoryInTheOrderOfAStreamComesFromThePool) {
   });
 }
 
+TEST(HipModule, ThePoolKeepsWhatOthersAskedItToKeep) {
+  on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1&) {
+    fake.pool_keeps = int64_t{1} << 40;
+    Tensor::in_order({3}, Dtype::f32, parse_device("hip"));
+    EXPECT_EQ(fake.pool_keeps, int64_t{1} << 40);
+  });
+}
+
+TEST(HipModule, WhatThePoolHoldsIsHadBeforeMemoryIsOut) {
+  on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1&) {
+    fake.free_bytes = 5 << 20;
+    fake.in_pool = 20 << 20;
+    EXPECT_NO_THROW(Tensor::empty({3 << 20}, Dtype::f32, parse_device("hip")));
+    EXPECT_EQ(fake.in_pool, 0);
+  });
+}
+
 TEST(HipModule, WithoutAPoolMemoryIsHadAsAlways) {
   on_fake_runtime("whole", 90010, [](FakeHip& fake, const trivium_backend_v1&) {
     fake.has_pools = false;

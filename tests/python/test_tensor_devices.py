@@ -164,7 +164,7 @@ for producer in (Producer(), Old()):
 
 BORROWER = """
 from trivium import _core
-seen = []
+seen, here = [], t.__dlpack_device__()
 class Borrower:  # hands out our tensor as its own, as one that it uses on stream 70000
     def __dlpack_device__(self):
         return t.__dlpack_device__()
@@ -177,25 +177,33 @@ class Borrower:  # hands out our tensor as its own, as one that it uses on strea
 @pytest.mark.parametrize("kind", ["cuda", "hip"])
 def test_inside_a_foreign_stream_the_host_waits_for_nothing(stream_backends, kind):
     code = """
-with _core.ForeignStream(device, 70000):
+with _core.ForeignStream(here, 70000):
     assert log() == ["follow:70000"]
     shared = trivium.from_dlpack(Borrower())
-    assert seen == [-1] and log() == ["wait:70000"]
+    assert seen == [-1] and log() == ["wait:70000", "follow:70000"]
+    trivium.from_dlpack(Borrower())
+    assert log() == ["wait:70000", "follow:70000", "wait:70000", "device"]  # the last of the tensor it lent
 assert log() == ["wait:70000"]
-del shared  # what the other stream still does with it comes before whatever takes its memory
-assert log() == ["follow:70000"]
+del shared
+assert log() == ["wait:70000", "device"]
 with pytest.raises(RuntimeError):
-    with _core.ForeignStream(device, 70000):
+    with _core.ForeignStream(here, 70000):
         raise RuntimeError
 assert log() == ["follow:70000", "wait:70000"]
-other = "hip:0" if kind == "cuda" else "cuda:0"
+other = (10, 0) if kind == "cuda" else (2, 0)
 with _core.ForeignStream(other, 70000):  # says nothing of the tensor's device
     shared = trivium.from_dlpack(Borrower())
     assert seen.pop() == 0x5000 and log() == ["wait:70000", "sync"]
     del shared
     assert log() == ["sync", "device"]
 with pytest.raises(trivium.Unsupported, match="streams on cpu"):
-    _core.ForeignStream("cpu", 1).__enter__()
+    _core.ForeignStream((1, 0), 1).__enter__()
+with pytest.raises(BufferError, match="device type 77"):
+    _core.ForeignStream((77, 0), 1)
+with _core.ForeignStream(here, 70000) as _, _core.ForeignStream(here, 70000):
+    pass
+log()
+assert trivium.from_dlpack(Borrower()).size == 6 and seen.pop() == 0x5000  # outside again
 """
     run(stream_backends, kind, BORROWER + code)
 

@@ -253,6 +253,8 @@ class LUTLayerBasic:
             eta=eta,
             need_x=need_input_gradient,
         )
+        if self.policy == "internal":
+            _core.synchronize(self.native.device)  # the weight may be shared with another library
         self._saved = None
         self.weight_gradient = self._weight_gradient(g)
         self.positional_gradient = self._unflatten(g.gpe, g.gpe.shape) if self.positional_dim else None
