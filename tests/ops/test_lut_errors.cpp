@@ -339,6 +339,29 @@ TEST(LutErrors, ALargeSavedIndexIsScannedToItsEnd) {
   expect_error([&] { c.backward(saved); }, {"saved index of row 19999, table 6 is 4"});
 }
 
+TEST(LutErrors, RoomForResultsHasTheirShape) {
+  const LutCase c(sequence_layer(5, 3, 2, 3, 4, 6), 2, 1);
+  const auto f = c.forward();
+  const Device device = test_device();
+  const auto forward_into = [&](const lut::Forward& into) {
+    return [&, into] {
+      lut::forward(*c.layer, c.weights(), c.x.to(device), c.embeddings(), true, *c.work, false, into);
+    };
+  };
+  expect_error(forward_into({.y = Tensor::zeros({2, 6, 5}, Dtype::f32, device), .saved = {}}),
+               {"lut forward: y is [2, 6, 5], expected a writable [2, 6, 4]"});
+  lut::Forward into;
+  into.saved.index = Tensor::zeros({2, 6, 3}, Dtype::f32, device);
+  expect_error(forward_into(into), {"lut forward: index is float32, expected int32"});
+  into = {};
+  into.saved.pe_min_delta = Tensor::zeros({6, 3}, Dtype::f32, device);
+  expect_error(forward_into(into), {"pe_min_delta is [6, 3], expected a writable [5, 3]"});
+  const Tensor gx = Tensor::zeros({2, 6, 5}, Dtype::f32, device);
+  const Tensor sealed = Tensor::wrap(gx.data(), gx.shape(), Dtype::f32, device, gx.owner(), {}, true);
+  expect_error([&] { c.backward(f.saved, {.gx = sealed}); }, {"lut backward: gx is [2, 6, 5] and read-only"});
+  expect_error([&] { c.backward(f.saved, {.gpe = gx}); }, {"lut backward: gpe is [2, 6, 5], expected"});
+}
+
 // The CPU looks in any case; a device replaces what would lead a kernel out of its tables.
 TEST(LutErrors, ASavedThatIsNotUnchangedLeadsNoKernelAstray) {
   const LutCase c(rows_layer(5, 3, 2, 4), 4, 1);

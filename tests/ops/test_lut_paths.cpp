@@ -1,4 +1,5 @@
 // Different ways to one result: staged and fused, sparse and dense, policies, decode and whole sequences.
+#include <cstring>
 #include <numeric>
 
 #include "ops/lut_support.h"
@@ -206,6 +207,45 @@ TEST(LutPaths, GivenIndicesGiveTheSameOutputs) {
   const LutCase c(rows_layer(7, 5, 3, 33), 4, 41);
   const auto forward = c.forward();
   expect_same(lut::fill_outputs(*c.layer, c.weights(), forward.saved.index, *c.work), forward.y, "y");
+}
+
+// Room for a result of the shape of `like`, full of what it is not.
+Tensor room(const Tensor& like) {
+  const Tensor host = Tensor::empty(like.shape(), like.dtype());
+  std::memset(host.data(), 0x7f, static_cast<size_t>(host.nbytes()));
+  return host.to(test_device());
+}
+
+TEST(LutPaths, ResultsAreWrittenWhereTheCallerWantsThem) {
+  for (const LutCase& c :
+       {LutCase(rows_layer(7, 5, 3, 6), 3, 1), LutCase(sequence_layer(6, 3, 2, 2, 5, 5), 2, 1)}) {
+    const auto want = c.forward();
+    const auto gradients = c.backward(want.saved);
+    lut::Forward into{.y = room(want.y), .saved = {}};
+    Tensor lut::Saved::*fields[] = {&lut::Saved::index,        &lut::Saved::min_delta,
+                                    &lut::Saved::min_index,    &lut::Saved::pe_index,
+                                    &lut::Saved::pe_min_delta, &lut::Saved::pe_min_index};
+    for (const auto field : fields)
+      if ((want.saved.*field).defined()) into.saved.*field = room(want.saved.*field);
+    const auto got = lut::forward(*c.layer, c.weights(), c.x.to(test_device()), c.embeddings(), true, *c.work,
+                                  false, into);
+    EXPECT_EQ(got.y.data(), into.y.data());
+    expect_same(into.y, want.y, "y");
+    for (const auto field : fields) {
+      EXPECT_EQ((got.saved.*field).data(), (into.saved.*field).data());
+      if ((want.saved.*field).dtype() == Dtype::f32 && (want.saved.*field).defined())
+        expect_same(into.saved.*field, want.saved.*field, "saved");
+    }
+    EXPECT_EQ(values_of<int32_t>(into.saved.index), values_of<int32_t>(want.saved.index));
+    const lut::BackwardOptions options{.gw = room(gradients.gw),
+                                       .gx = room(gradients.gx),
+                                       .gpe = c.pe.rank() ? room(gradients.gpe) : Tensor()};
+    const auto g = c.backward(got.saved, options);
+    EXPECT_EQ(g.gx.data(), options.gx.data());
+    expect_same(options.gx, gradients.gx, "gx");
+    expect_same(options.gw, gradients.gw, "gw");
+    if (c.pe.rank()) expect_same(options.gpe, gradients.gpe, "gpe");
+  }
 }
 
 TEST(LutPaths, UnifiedEmbeddingsEqualOneForEachTable) {

@@ -182,3 +182,28 @@ def test_bad_options_are_named(name):
     with pytest.raises(trivium.InvalidArgument) as error:
         call()
     assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_results_go_into_given_arrays_or_nowhere():
+    layer = lut.LUTLayer(6, 3, 4, 5, random_seed=1)
+    x = np.random.default_rng(1).standard_normal((7, 6)).astype(np.float32)
+    want, saved = layer.native.forward(layer.weight, x)
+    assert saved.unchanged
+    saved.unchanged = False
+    y, delta = np.empty((7, 5), np.float32), np.empty((7, 4), np.float32)
+    index, least = np.empty((7, 4), np.int32), np.empty((7, 4), np.int32)
+    layer.native.forward(layer.weight, x, out=[y, index, delta, least])
+    np.testing.assert_array_equal(y, want.numpy())
+    np.testing.assert_array_equal(index, saved.index.numpy())
+    with pytest.raises(trivium.InvalidArgument, match=r"out has 2 arrays, expected 1 \(y\), 4 or 7"):
+        layer.native.forward(layer.weight, x, out=[y, index])
+    with pytest.raises(trivium.InvalidArgument, match="y is not contiguous"):
+        layer.native.forward(layer.weight, x, out=[np.empty((5, 7), np.float32).T])
+    with pytest.raises(BufferError, match="copy=False"):
+        layer.native.forward(layer.weight, x, out=[[[0.0] * 5] * 7])
+    gx = np.empty((7, 6), np.float32)
+    gradients = layer.native.backward(layer.weight, y, saved, gx=gx)
+    np.testing.assert_array_equal(gradients.gx.numpy(), gx)
+    gx.flags.writeable = False
+    with pytest.raises(trivium.InvalidArgument, match=r"gx is .* read-only"):
+        layer.native.backward(layer.weight, y, saved, gx=gx)
