@@ -218,6 +218,9 @@ void register_calls(py::class_<PyLutLayer, std::shared_ptr<PyLutLayer>>& c) {
       py::arg("staged") = false, Release(),
       "Gradients for gy, shaped like y. policy: none, dense, rows, or internal (weights -= eta * gradient, "
       "after the input gradient was taken). gw (dense), gx, gpe: where to write them.");
+}
+
+void register_decode(py::class_<PyLutLayer, std::shared_ptr<PyLutLayer>>& c) {
   c.def(
       "make_cache",
       [](PyLutLayer& l, int64_t slots, int64_t max_step_rows) {
@@ -259,6 +262,7 @@ void register_lut(py::module_& m) {
       .def_property_readonly("cells", [](const PyLutLayer& l) { return l.layer().cells(); })
       .def_property_readonly("device", [](const PyLutLayer& l) { return to_string(l.layer().device()); });
   register_calls(c);
+  register_decode(c);
 }
 
 }  // namespace trivium::python

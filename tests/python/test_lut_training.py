@@ -102,7 +102,7 @@ def test_a_toy_task_is_learned(backend):
 
 
 def test_queued_results_are_there_when_they_are_read(backend):
-    layer = lut.LUTLayer(6, 3, 4, 5, random_seed=1, device=backend)
+    layer = lut.LUTLayer(6, 3, 4, 5, synapse_meta=META, random_seed=1, device=backend)
     x = trivium.Tensor(np.random.default_rng(1).standard_normal((7, 6), np.float32), device=backend)
     want = None
     for read in (
@@ -116,4 +116,4 @@ def test_queued_results_are_there_when_they_are_read(backend):
         want = got if want is None else want
         np.testing.assert_allclose(got, want, rtol=2**-8)
     trivium.synchronize(backend)
-    assert np.isfinite(want).all() and want.any()
+    assert want.all()
