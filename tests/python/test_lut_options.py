@@ -185,25 +185,29 @@ def test_bad_options_are_named(name):
 
 
 def test_results_go_into_given_arrays_or_nowhere():
-    layer = lut.LUTLayer(6, 3, 4, 5, random_seed=1)
+    meta = lut.SynapseMeta(min_weight=-1, initial_weight=-1, initial_noise_level=2)
+    layer = lut.LUTLayer(6, 3, 4, 5, synapse_meta=meta, random_seed=1)
     x = np.random.default_rng(1).standard_normal((7, 6)).astype(np.float32)
     want, saved = layer.native.forward(layer.weight, x)
     assert saved.unchanged
     saved.unchanged = False
-    y, delta = np.empty((7, 5), np.float32), np.empty((7, 4), np.float32)
-    index, least = np.empty((7, 4), np.int32), np.empty((7, 4), np.int32)
+    y, delta = np.full((7, 5), np.nan, np.float32), np.full((7, 4), np.nan, np.float32)
+    index, least = np.full((7, 4), -9, np.int32), np.full((7, 4), -9, np.int32)
     layer.native.forward(layer.weight, x, out=[y, index, delta, least])
     np.testing.assert_array_equal(y, want.numpy())
     np.testing.assert_array_equal(index, saved.index.numpy())
+    np.testing.assert_array_equal(delta, saved.min_delta.numpy())
+    np.testing.assert_array_equal(least, saved.min_index.numpy())
     with pytest.raises(trivium.InvalidArgument, match=r"out has 2 arrays, expected 1 \(y\), 4 or 7"):
         layer.native.forward(layer.weight, x, out=[y, index])
     with pytest.raises(trivium.InvalidArgument, match="y is not contiguous"):
         layer.native.forward(layer.weight, x, out=[np.empty((5, 7), np.float32).T])
     with pytest.raises(BufferError, match="copy=False"):
         layer.native.forward(layer.weight, x, out=[[[0.0] * 5] * 7])
-    gx = np.empty((7, 6), np.float32)
-    gradients = layer.native.backward(layer.weight, y, saved, gx=gx)
-    np.testing.assert_array_equal(gradients.gx.numpy(), gx)
+    gx = np.full((7, 6), np.nan, np.float32)
+    layer.native.backward(layer.weight, y, saved, gx=gx)
+    np.testing.assert_array_equal(gx, layer.native.backward(layer.weight, y, saved).gx.numpy())
+    assert gx.any()
     gx.flags.writeable = False
     with pytest.raises(trivium.InvalidArgument, match=r"gx is .* read-only"):
         layer.native.backward(layer.weight, y, saved, gx=gx)
