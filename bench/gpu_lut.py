@@ -6,9 +6,9 @@ The model (812.7 M parameters): 256 bytes, 32 channels, 32 positions, 6 layers o
 and 4 bits of distance, feed-forward layers and unembedder of 16 tables with 10 pairs; 128 sequences a step, tables
 updated inside the backward pass. Two figures: the LUT layers alone, which take and give tensors on the device (calls
 are queued, the host waits for the last), and, where torch has the device, the whole step with residual additions,
-cross-entropy and the update of the embeddings of distances. The bound counts each addressed row once for every use: 1 read forward, 2
-backward for x, 1 read and 1 write for the weights. --small is a tiny model, on which any device, the emulated ones
-too, can try the script; its times mean nothing and are not written.
+cross-entropy and the update of the embeddings of distances. The bound counts each addressed row once for every use: 1
+read forward, 2 backward for x, 1 read and 1 write for the weights. --small is a tiny model, on which any device, the
+emulated ones too, can try the script; its times mean nothing and are not written.
 """
 
 import argparse

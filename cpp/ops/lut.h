@@ -5,6 +5,11 @@
 // as the device divides exactly; with int_rescaler > 0 sums are whole quanta 1 / ((2^20 - 1) int_rescaler)
 // and equal everywhere. Sums of y, gx and gpe are 64 bits wide; one of a weight gradient that would leave
 // +-(2^31 - 1) quanta stays at that end.
+//
+// Calls on a GPU return before their work is done: results are queued on the device's default stream, where
+// ops, Tensor::to and DLPack find them. The host waits in four places: to count the rows of a row-sparse
+// gradient, to check the indices given to fill_outputs, or those of a Saved that is not `unchanged`, and to
+// copy the slots and positions of decode.
 #pragma once
 
 #include <memory>
@@ -78,11 +83,6 @@ class Layer {
 };
 
 // What a backward needs of its forward.
-//
-// Calls on a GPU return before their work is done: results are queued on the device's default stream, where
-// ops, Tensor::to and DLPack find them. The host is waited for in four places: rows of a row-sparse gradient
-// are counted, given indices of fill_outputs and of a Saved that is not `unchanged` are checked, and decode
-// copies its slots and positions.
 struct Saved {
   Tensor index, min_delta, min_index;           // [B, (S,) Nt]
   Tensor pe_index, pe_min_delta, pe_min_index;  // [S - 1, Nt]

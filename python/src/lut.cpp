@@ -187,9 +187,8 @@ void register_calls(py::class_<PyLutLayer, std::shared_ptr<PyLutLayer>>& c) {
       },
       py::arg("weights"), py::arg("x"), py::arg("pe") = py::none(), py::kw_only(), py::arg("training") = true,
       py::arg("staged") = false, py::arg("out") = py::none(), Release(),
-      "(y, saved) of x float32 [batch, (length,) inputs]. out: arrays to write y and, in training, the six "
-      "of "
-      "saved to.");
+      "(y, saved) of x float32 [batch, (length,) inputs]. out: where to write [y] or, in training, "
+      "[y, index, min_delta, min_index] or those and [pe_index, pe_min_delta, pe_min_index].");
   c.def(
       "fill_outputs",
       [](PyLutLayer& l, const ArrayLike& weights, const ArrayLike& index) {

@@ -470,7 +470,7 @@ class LutLayer:
         out: collections.abc.Sequence[typing.Any] | None = None,
     ) -> tuple[Tensor, LutSaved]:
         """
-        (y, saved) of x float32 [batch, (length,) inputs]. out: arrays to write y and, in training, the six of saved to.
+        (y, saved) of x float32 [batch, (length,) inputs]. out: where to write [y] or, in training, [y, index, min_delta, min_index] or those and [pe_index, pe_min_delta, pe_min_index].
         """
     def make_cache(
         self,
